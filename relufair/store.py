@@ -1,0 +1,200 @@
+"""The store: what was computed, under a key made of everything it depends on.
+
+An artifact is a folder ``<kind>/<key>/`` with a description (``config.json``), arrays
+(``arrays.safetensors``), tables (``<name>.parquet``) and the checksums of these files. It appears
+under its name in one step, when it is complete, so a reader never meets half of one; a damaged one
+is said, set aside and computed anew. One process computes a key, others that want it wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+from safetensors.numpy import load_file, save_file
+
+import relufair
+
+
+@dataclass
+class Artifact:
+    """What a stage computed.
+
+    Attributes:
+        arrays: named NumPy arrays.
+        tables: named tables.
+        facts: numbers and words that fit into JSON: counts, device, seconds.
+    """
+
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Damaged(RuntimeError):
+    """A stored artifact is not what was written."""
+
+
+def key_of(kind: str, version: int, config: Mapping[str, Any]) -> str:
+    """The content key: 24 hexadecimal digits of the SHA-256 of kind, version and configuration.
+
+    >>> key_of("teacher", 1, {"seed": 0, "width": 8}) == key_of("teacher", 1, {"width": 8, "seed": 0})
+    True
+    """
+    text = json.dumps([kind, version, config], sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Store:
+    """A folder of artifacts.
+
+    Args:
+        root: the folder; made if it is not there. By default ``RELUFAIR_STORE``, else ``store``
+            in the project's folder.
+    """
+
+    def __init__(self, root: Path | str | None = None):
+        self.root = Path(root or os.environ.get("RELUFAIR_STORE") or project_root() / "store")
+
+    def path(self, kind: str, version: int, config: Mapping[str, Any]) -> Path:
+        """Where the artifact of this key lies, or would lie."""
+        return self.root / kind / key_of(kind, version, config)
+
+    def workplace(self, kind: str, version: int, config: Mapping[str, Any]) -> Path:
+        """A folder for this key's unfinished work, such as a checkpoint to resume from."""
+        folder = self.root / "work" / f"{kind}-{key_of(kind, version, config)}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def lock(self, kind: str, version: int, config: Mapping[str, Any]) -> FileLock:
+        """A lock that one process holds at a time; the system frees it when the process ends."""
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f"{kind}-{key_of(kind, version, config)}")
+
+    def get(self, kind: str, version: int, config: Mapping[str, Any]) -> Artifact | None:
+        """The artifact, or None where there is none. A damaged one is said and set aside."""
+        path = self.path(kind, version, config)
+        if not path.exists():
+            return None
+        try:
+            return _read(path)
+        except Damaged as error:
+            print(f"relufair: {error}; computing it anew", file=sys.stderr)
+            aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+            with contextlib.suppress(FileNotFoundError):  # another process set it aside
+                path.rename(aside)
+            return None
+
+    def put(
+        self, kind: str, version: int, config: Mapping[str, Any], artifact: Artifact
+    ) -> Artifact:
+        """Write an artifact in one step. Where another process was first, its copy stays."""
+        path = self.path(kind, version, config)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        try:
+            _write(partial, {"kind": kind, "version": version, "config": dict(config)}, artifact)
+            partial.rename(path)
+        except OSError:
+            if not path.exists():
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return artifact
+
+    def fetch(
+        self,
+        kind: str,
+        version: int,
+        config: Mapping[str, Any],
+        compute: Callable[[Path], Artifact],
+    ) -> Artifact:
+        """The stored artifact, or else what ``compute`` returns, stored.
+
+        Args:
+            kind: the stage's name.
+            version: the stage's version; a change of what it computes needs a new one.
+            config: everything the result depends on, the parents' keys among it.
+            compute: gets a folder for unfinished work, which is removed after success.
+        """
+        found = self.get(kind, version, config)
+        if found is not None:
+            return found
+        with self.lock(kind, version, config):
+            found = self.get(kind, version, config)  # computed while we waited?
+            if found is not None:
+                return found
+            work, start = self.workplace(kind, version, config), time.perf_counter()
+            artifact = compute(work)
+            artifact.facts.setdefault("seconds", round(time.perf_counter() - start, 2))
+            self.put(kind, version, config, artifact)
+            shutil.rmtree(work, ignore_errors=True)
+            return artifact
+
+
+def _write(folder: Path, description: dict[str, Any], artifact: Artifact) -> None:
+    facts = {
+        "relufair": relufair.__version__,
+        "python": platform.python_version(),
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    } | artifact.facts
+    (folder / "config.json").write_text(json.dumps(description | {"facts": facts}, indent=1))
+    arrays = {name: np.asarray(array, order="C") for name, array in artifact.arrays.items()}
+    save_file(arrays, folder / "arrays.safetensors")
+    for name, table in artifact.tables.items():
+        table.to_parquet(folder / f"{name}.parquet", index=False)
+    sums = {path.name: checksum(path) for path in sorted(folder.iterdir())}
+    (folder / "checksums.json").write_text(json.dumps(sums, indent=1))
+    artifact.facts = facts
+
+
+def _read(folder: Path) -> Artifact:
+    try:
+        sums = json.loads((folder / "checksums.json").read_text())
+        wrong = [name for name, value in sums.items() if checksum(folder / name) != value]
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{folder} is incomplete ({error})") from error
+    if wrong:
+        raise Damaged(f"{folder} is damaged ({', '.join(wrong)})")
+    return Artifact(
+        load_file(folder / "arrays.safetensors"),
+        {path.stem: pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))},
+        json.loads((folder / "config.json").read_text())["facts"],
+    )
+
+
+def project_root() -> Path:
+    """The folder that holds ``notebooks`` and ``_toc.yml``: here or above, else the package's.
+
+    Raises:
+        FileNotFoundError: where there is no such folder.
+    """
+    package = Path(relufair.__file__).resolve().parents[1]
+    for folder in (Path.cwd(), *Path.cwd().parents, package):
+        if (folder / "_toc.yml").exists() and (folder / "notebooks").is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"no relufair project at or above {Path.cwd()}: run this in a clone of the repository"
+    )
