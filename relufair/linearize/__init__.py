@@ -1,0 +1,1 @@
+"""Ways to linearize a network: each yields masks at exact budgets."""

@@ -1,0 +1,82 @@
+"""What the training loop minimises. Each objective is a small class around ``loss(batch)``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """What an objective may look at: a mini-batch after the forward pass.
+
+    Attributes:
+        logits: (n, classes), float32.
+        labels, groups: (n,), int64.
+        index: (n,), the samples' places in the training set.
+        teacher: (n, classes), the teacher's logits, or None.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    groups: Tensor
+    index: Tensor
+    teacher: Tensor | None = None
+
+
+class Objective:
+    """Base class: what the loop calls, and what a checkpoint keeps."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The scalar to minimise on ``batch``."""
+        raise NotImplementedError
+
+    def after_step(self) -> bool:
+        """Called after each optimizer step; returning True ends the training there."""
+        return False
+
+    def end_epoch(self) -> dict[str, float]:
+        """Called after each epoch; returns what the log shall show of it."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What must survive an interruption: numbers and tensors."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`state` again."""
+
+
+class CrossEntropy(Objective):
+    """The mean cross-entropy."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        return F.cross_entropy(batch.logits, batch.labels)
+
+
+class Distillation(Objective):
+    r"""Cross-entropy plus distillation from the teacher (Hinton et al., 2015), as in SNL:
+
+    .. math:: \mathrm{CE} + T^2\,\mathrm{KL}\bigl(\mathrm{softmax}(z_t/T)\,\|\,\mathrm{softmax}(z/T)\bigr),
+
+    both averaged over the batch.
+
+    Args:
+        temperature: T, softening both distributions.
+    """
+
+    def __init__(self, temperature: float):
+        self.temperature = temperature
+
+    def loss(self, batch: Batch) -> Tensor:
+        t = self.temperature
+        soft = F.kl_div(
+            F.log_softmax(batch.logits / t, 1),
+            F.log_softmax(batch.teacher / t, 1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        return F.cross_entropy(batch.logits, batch.labels) + t**2 * soft
