@@ -1,0 +1,177 @@
+"""What each group loses: accuracies, drops and gaps, with intervals.
+
+Everything is computed from one small *tally*, a row a run × budget × group, with the columns
+
+============== ===================================================================================
+``seed``       of the run: of its split, its weights and its batches
+``budget``     share of the ReLUs kept
+``group``      name
+``n``          test images of the group
+``correct``    of these, classified correctly by the linearized network
+``base``       of these, classified correctly by the network with all its ReLUs
+``both``       of these, classified correctly by both
+============== ===================================================================================
+
+Intervals are 95 % percentile bootstrap intervals over seeds and, within a seed and group, over images;
+an image keeps its two predictions, so that differences are paired. With few seeds they are too narrow
+as far as the spread between seeds goes; the number of seeds stands beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+DRAWS = 2000
+ALL = "all"
+
+
+def tally(
+    correct: np.ndarray, base: np.ndarray, groups: np.ndarray, names: tuple[str, ...]
+) -> pd.DataFrame:
+    """Count, by group, the images that the linearized and the original network get right.
+
+    Args:
+        correct, base: (n,), booleans.
+        groups: (n,), places in ``names``.
+        names: of the groups.
+
+    >>> right, base = np.array([True, False, False]), np.array([True, True, False])
+    >>> tally(right, base, np.array([0, 0, 1]), ("a", "b"))
+      group  n  correct  base  both
+    0     a  2        1     2     1
+    1     b  1        0     0     0
+    """
+    flags = {"n": np.ones_like(correct), "correct": correct, "base": base, "both": correct & base}
+    counts = {
+        name: np.bincount(groups, flag, minlength=len(names)).astype(int)
+        for name, flag in flags.items()
+    }
+    return pd.DataFrame({"group": names, **counts})
+
+
+def cells(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    """The tally of one budget as paired counts, and the groups' names; the last group is everyone.
+
+    Returns:
+        (seeds, groups + 1, 4): images right in both networks, only in the original, only in the
+        linearized, in neither.
+    """
+    order = list(dict.fromkeys(table["group"]))
+    wide = table.set_index(["seed", "group"])
+    wide = wide.reindex(pd.MultiIndex.from_product([wide.index.levels[0], order])).fillna(0)
+    both, base, right, n = (wide[c].to_numpy() for c in ("both", "base", "correct", "n"))
+    counts = np.stack([both, base - both, right - both, n - base - right + both], -1)
+    counts = counts.reshape(-1, len(order), 4).astype(int)
+    return np.concatenate([counts, counts.sum(1, keepdims=True)], 1), [*order, ALL]
+
+
+def resample(counts: np.ndarray, rng: np.random.Generator, draws: int = DRAWS) -> np.ndarray:
+    """Bootstrap over seeds and images: ``counts`` (S, G + 1, 4) to (draws, S, G + 1, 4)."""
+    seeds = rng.integers(len(counts), size=(draws, len(counts)))
+    groups = counts[seeds, :-1]
+    n = groups.sum(-1)
+    drawn = rng.multinomial(n, groups / np.maximum(n, 1)[..., None])
+    return np.concatenate([drawn, drawn.sum(2, keepdims=True)], 2)
+
+
+def _accuracies(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean accuracy over seeds (..., G) of the original and the linearized network."""
+    n = counts.sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        base = (counts[..., 0] + counts[..., 1]) / n
+        right = (counts[..., 0] + counts[..., 2]) / n
+    return np.nanmean(base, -2), np.nanmean(right, -2)
+
+
+def accuracy(counts: np.ndarray) -> np.ndarray:
+    """Accuracy of the linearized network by group (..., G), in %, averaged over seeds."""
+    return 100 * _accuracies(counts)[1]
+
+
+def drop_points(counts: np.ndarray) -> np.ndarray:
+    """Accuracy lost by group, in percentage points."""
+    base, right = _accuracies(counts)
+    return 100 * (base - right)
+
+
+def relative_drop(counts: np.ndarray) -> np.ndarray:
+    """Accuracy lost by group, in % of what it was (Section 5 of the paper).
+
+    The accuracies are averaged over seeds first.
+    """
+    base, right = _accuracies(counts)
+    return 100 * (base - right) / np.where(base > 0, base, np.nan)
+
+
+MEASURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "accuracy": accuracy,
+    "drop_points": drop_points,
+    "relative_drop": relative_drop,
+}
+
+
+def _interval(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
+    return low, high
+
+
+def by_group(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Accuracy and drops of every group, and of all images, at every budget.
+
+    Args:
+        table: a tally, see above.
+        seed: of the bootstrap.
+
+    Returns:
+        A row a budget × group × measure: ``budget``, ``group``, ``measure`` (``accuracy`` in %,
+        ``drop_points``, ``relative_drop`` in %), ``value``, ``low``, ``high`` (95 %), ``n`` (test
+        images, averaged over seeds) and ``seeds``.
+    """
+    rows = []
+    for budget, part in table.groupby("budget", sort=False):
+        counts, names = cells(part)
+        drawn = resample(counts, np.random.default_rng(seed))
+        n = counts.sum(-1).mean(0).round().astype(int)
+        for measure, function in MEASURES.items():
+            low, high = _interval(function(drawn))
+            rows.append(
+                pd.DataFrame({
+                    "budget": budget, "group": names, "measure": measure,
+                    "value": function(counts), "low": low, "high": high,
+                    "n": n, "seeds": len(counts),
+                })  # fmt: skip
+            )
+    return pd.concat(rows, ignore_index=True)
+
+
+def disparity(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """How unequal the groups are at every budget.
+
+    Returns:
+        A row a budget × measure with ``value``, ``low``, ``high`` and ``seeds``; the measures are
+        ``worst_accuracy`` (of the group that has the lowest), ``gap`` (highest minus lowest
+        accuracy, in points) and ``excess`` (relative drop of the smallest group in the training set
+        minus that of the largest, by the order of the tally's ``train_n``; in points).
+    """
+    sizes = table.groupby("group", sort=False)["train_n"].mean()
+    rows = []
+    for budget, part in table.groupby("budget", sort=False):
+        counts, names = cells(part)
+        small, large = names.index(sizes.idxmin()), names.index(sizes.idxmax())
+
+        def gaps(counts: np.ndarray, small: int = small, large: int = large) -> np.ndarray:
+            right, relative = accuracy(counts)[..., :-1], relative_drop(counts)
+            worst, best = right.min(-1), right.max(-1)
+            return np.stack([worst, best - worst, relative[..., small] - relative[..., large]], -1)
+
+        low, high = _interval(gaps(resample(counts, np.random.default_rng(seed))))
+        rows.append(
+            pd.DataFrame({
+                "budget": budget, "measure": ["worst_accuracy", "gap", "excess"],
+                "value": gaps(counts), "low": low, "high": high, "seeds": len(counts),
+            })  # fmt: skip
+        )
+    return pd.concat(rows, ignore_index=True)
