@@ -1,4 +1,4 @@
-"""What can be asked for: names, schedules and their checks. No heavy import, so errors come at once."""
+"""What can be asked for: names, schedules and their checks. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -89,6 +89,8 @@ class Schedule:
         in_range("lasso_growth", self.lasso_growth, 1)
         in_range("temperature", self.temperature, 1e-6)
         in_range("threshold", self.threshold, 0, 0.5)
+        # A mask near zero moves by masks_lr a step; a larger one would keep jumping over it.
+        in_range("masks_lr (at most the threshold)", self.masks_lr, 0, self.threshold)
 
     def part(self, stage: str) -> dict[str, Any]:
         """The settings that ``stage`` depends on, and no others, so that they make its key."""

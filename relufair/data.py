@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from relufair import config, sources
 from relufair.sources import SOURCES, Pictures
@@ -65,7 +64,9 @@ class GroupedImages:
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of each channel (C,), on the scale from 0 to 1, float32."""
-        counts = np.stack([np.bincount(c.ravel(), minlength=256) for c in np.moveaxis(self.images, 1, 0)])
+        counts = np.stack(
+            [np.bincount(c.ravel(), minlength=256) for c in np.moveaxis(self.images, 1, 0)]
+        )
         share, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
         mean = share @ values
         std = np.sqrt(share @ values**2 - mean**2).clip(1 / 255)
@@ -99,7 +100,9 @@ class Choice:
         config.one_of("dataset", self.dataset, SOURCES)
         config.one_of("keep_in_test", self.keep_in_test, (True, False))
         if not isinstance(self.size, int) or (self.size and not 16 <= self.size <= 256):
-            raise ValueError(f"size={self.size!r}: must be 16 to 256 pixels, or 0 for the usual one")
+            raise ValueError(
+                f"size={self.size!r}: must be 16 to 256 pixels, or 0 for the usual one"
+            )
         self._shares()
 
     def resolve(self) -> Choice:
@@ -183,7 +186,9 @@ def load(choice: Choice, seed: int, folder: Path | None, store: Store) -> Splits
     pictures = sources.load(chosen.dataset, chosen.size, folder, store)
     every = group(pictures, chosen.target, chosen.group_columns())
     official = pictures.table["split"].to_numpy()[every.rows] if "split" in pictures.table else None
-    parts = dict(zip(("train", "validation", "test"), split(every.labels, seed, official), strict=True))
+    parts = dict(
+        zip(("train", "validation", "test"), split(every.labels, seed, official), strict=True)
+    )
     for number, name in enumerate(parts):
         if name == "train" or chosen.keep_in_test:
             rng = np.random.default_rng([seed, number])
@@ -216,7 +221,9 @@ def group(pictures: Pictures, target: str, columns: Sequence[str]) -> GroupedIma
     codes = np.stack([table[column].cat.codes.to_numpy()[rows] for column in columns], 1)
     combined, groups = np.unique(codes, axis=0, return_inverse=True)
     categories = [table[column].cat.categories for column in columns]
-    names = [" × ".join(str(c[k]) for c, k in zip(categories, row)) for row in combined]
+    names = [
+        " × ".join(str(c[k]) for c, k in zip(categories, row, strict=True)) for row in combined
+    ]
     return GroupedImages(
         pictures.images[rows],
         label.cat.codes.to_numpy(np.int64),

@@ -80,10 +80,13 @@ def resample(counts: np.ndarray, rng: np.random.Generator, draws: int = DRAWS) -
 def _accuracies(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean accuracy over seeds (..., G) of the original and the linearized network."""
     n = counts.sum(-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        base = (counts[..., 0] + counts[..., 1]) / n
-        right = (counts[..., 0] + counts[..., 2]) / n
-    return np.nanmean(base, -2), np.nanmean(right, -2)
+    present = n > 0  # a seed whose test set lacks the group leaves its mean to the others
+
+    def mean(right: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return (right / np.maximum(n, 1)).sum(-2) / present.sum(-2)
+
+    return mean(counts[..., 0] + counts[..., 1]), mean(counts[..., 0] + counts[..., 2])
 
 
 def accuracy(counts: np.ndarray) -> np.ndarray:
@@ -137,13 +140,14 @@ def by_group(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         n = counts.sum(-1).mean(0).round().astype(int)
         for measure, function in MEASURES.items():
             low, high = _interval(function(drawn))
-            rows.append(
-                pd.DataFrame({
-                    "budget": budget, "group": names, "measure": measure,
-                    "value": function(counts), "low": low, "high": high,
-                    "n": n, "seeds": len(counts),
-                })  # fmt: skip
-            )
+            about = {
+                "budget": budget,
+                "group": names,
+                "measure": measure,
+                "value": function(counts),
+            }
+            interval = {"low": low, "high": high, "n": n, "seeds": len(counts)}
+            rows.append(pd.DataFrame(about | interval))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -160,18 +164,16 @@ def disparity(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     rows = []
     for budget, part in table.groupby("budget", sort=False):
         counts, names = cells(part)
-        small, large = names.index(sizes.idxmin()), names.index(sizes.idxmax())
-
-        def gaps(counts: np.ndarray, small: int = small, large: int = large) -> np.ndarray:
-            right, relative = accuracy(counts)[..., :-1], relative_drop(counts)
-            worst, best = right.min(-1), right.max(-1)
-            return np.stack([worst, best - worst, relative[..., small] - relative[..., large]], -1)
-
-        low, high = _interval(gaps(resample(counts, np.random.default_rng(seed))))
-        rows.append(
-            pd.DataFrame({
-                "budget": budget, "measure": ["worst_accuracy", "gap", "excess"],
-                "value": gaps(counts), "low": low, "high": high, "seeds": len(counts),
-            })  # fmt: skip
-        )
+        ends = names.index(sizes.idxmin()), names.index(sizes.idxmax())
+        low, high = _interval(_gaps(resample(counts, np.random.default_rng(seed)), *ends))
+        about = {"budget": budget, "measure": ["worst_accuracy", "gap", "excess"]}
+        interval = {"value": _gaps(counts, *ends), "low": low, "high": high, "seeds": len(counts)}
+        rows.append(pd.DataFrame(about | interval))
     return pd.concat(rows, ignore_index=True)
+
+
+def _gaps(counts: np.ndarray, small: int, large: int) -> np.ndarray:
+    """Worst accuracy, gap, and excess of the group ``small`` over ``large`` (..., 3)."""
+    right, relative = accuracy(counts)[..., :-1], relative_drop(counts)
+    worst, best = np.nanmin(right, -1), np.nanmax(right, -1)
+    return np.stack([worst, best - worst, relative[..., small] - relative[..., large]], -1)

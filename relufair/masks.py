@@ -57,20 +57,26 @@ def _compiled(kernel: Callable, device: str, dtype: torch.dtype) -> Callable:
     return fast
 
 
+def _call(kernel: Callable, *args: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    """Run a compiled kernel outside the graph of derivatives, which is built by hand."""
+    fast = _compiled(kernel, args[0].device.type, args[0].dtype)
+    return fast(*(arg.detach() for arg in args))
+
+
 class _FusedLeaky(torch.autograd.Function):
     """:func:`leaky` on matrices (batch, units) in one pass forward and one backward."""
 
     @staticmethod
     def forward(ctx, x: Tensor, slope: Tensor) -> Tensor:
         ctx.save_for_backward(x, slope)
-        return _compiled(leaky, x.device.type, x.dtype)(x, slope)
+        return _call(leaky, x, slope)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, slope = ctx.saved_tensors
         kernel = _grad_both if ctx.needs_input_grad[1] else _grad_input
-        grads = _compiled(kernel, x.device.type, x.dtype)(grad.contiguous(), x, slope)
+        grads = _call(kernel, grad.contiguous(), x, slope)
         return grads if ctx.needs_input_grad[1] else (grads, None)
 
 

@@ -58,11 +58,11 @@ class CrossEntropy(Objective):
 
 
 class Distillation(Objective):
-    r"""Cross-entropy plus distillation from the teacher (Hinton et al., 2015), as in SNL:
+    r"""Cross-entropy plus distillation from the teacher (Hinton et al., 2015), as in SNL.
 
-    .. math:: \mathrm{CE} + T^2\,\mathrm{KL}\bigl(\mathrm{softmax}(z_t/T)\,\|\,\mathrm{softmax}(z/T)\bigr),
+    .. math:: \mathrm{CE}(z, y) + T^2\,\mathrm{KL}\bigl(\sigma(z_t/T)\,\|\,\sigma(z/T)\bigr)
 
-    both averaged over the batch.
+    with the softmax :math:`\sigma`, both terms averaged over the batch.
 
     Args:
         temperature: T, softening both distributions.

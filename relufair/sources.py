@@ -50,6 +50,7 @@ class Pictures:
     skipped: tuple[str, ...]
     fingerprint: str
 
+
 @dataclass(frozen=True)
 class Source:
     """A data set: how to find it, read it, and get it.
@@ -242,7 +243,9 @@ _FACE = re.compile(r"(\d{1,3})_([01])_([0-4])_\d.*\.jpg", re.IGNORECASE)
 
 def _read_utkface(folder: Path, size: int) -> tuple[np.ndarray, pd.DataFrame, list[str]]:
     path = SOURCES["utkface"].found(folder)[0]
-    files = ((Path(name).name, data) for name, data in _members(path) if name[-4:].lower() == ".jpg")
+    files = (
+        (Path(name).name, data) for name, data in _members(path) if name[-4:].lower() == ".jpg"
+    )
     decoded = _decode_all(files, size)
     usable = {n: i for n, i in decoded.items() if i is not None and _FACE.fullmatch(n)}
     skipped = [name for name in decoded if name not in usable]

@@ -31,6 +31,7 @@ from relufair.linearize import snl
 from relufair.objectives import CrossEntropy, Distillation
 from relufair.sources import data_folder
 from relufair.store import Artifact, Store, key_of
+from relufair.theory import DecisionBoundary
 from relufair.training import Samples
 
 VERSIONS = {"teacher": 1, "descent": 1, "snapshot": 1, "finetune": 1, "predictions": 1}
@@ -165,6 +166,13 @@ class Pipeline:
         return found
 
     def _snapshot(self, units: int) -> Artifact | None:
+        if not units:  # fully linear: nothing to choose, so nothing to search
+            off = {
+                f"{n}.alpha": np.zeros(s.alpha.shape)
+                for n, s in masks.sites(self.teacher_net).items()
+            }
+            facts = {"units": 0, "counted": 0, "step": 0, "epoch": 0}
+            return Artifact(self.teacher().arrays | off, {}, facts)
         return self.store.get("snapshot", VERSIONS["snapshot"], self.snapshot_config(units))
 
     def _descend(self, crossings: dict[int, int]) -> None:
@@ -219,7 +227,10 @@ class Pipeline:
     def linearized(self, artifact: Artifact) -> nn.Module:
         """The network of a snapshot or finetune, with its masks frozen."""
         net = self.network(masked=True)
-        kept = {site: torch.from_numpy(artifact.arrays[f"{site}.alpha"] > 0) for site in masks.sites(net)}
+        kept = {
+            site: torch.from_numpy(artifact.arrays[f"{site}.alpha"] > 0)
+            for site in masks.sites(net)
+        }
         return self._unpack(artifact, masks.freeze(net, kept))
 
     def predictions(self, units: int | None) -> Artifact:
@@ -234,7 +245,9 @@ class Pipeline:
 
         def compute(_: Path) -> Artifact:
             if units is None:
-                return Artifact(tables={"images": self._predict(self.teacher_net)}, facts=self._facts())
+                return Artifact(
+                    tables={"images": self._predict(self.teacher_net)}, facts=self._facts()
+                )
             found = self.finetuned(units)
             facts = self._facts() | {name: found.facts[name] for name in ("step", "counted")}
             return Artifact(tables={"images": self._predict(self.linearized(found))}, facts=facts)
@@ -247,13 +260,12 @@ class Pipeline:
             part = getattr(self.splits, name)
             samples = Samples.put(part, self.splits.train, self.device)
             top = training.logits(net, samples).softmax(1).topk(2, dim=1)
-            parts.append(
-                pd.DataFrame({
-                    "split": name, "row": part.rows, "label": part.labels,
-                    "prediction": top.indices[:, 0].cpu().numpy(),
-                    "margin": (top.values[:, 0] - top.values[:, 1]).cpu().numpy(),
-                })  # fmt: skip
-            )
+            said = {
+                "prediction": top.indices[:, 0].cpu().numpy(),
+                "margin": (top.values[:, 0] - top.values[:, 1]).cpu().numpy(),
+            }
+            truth = {"split": name, "row": part.rows, "label": part.labels}
+            parts.append(pd.DataFrame(truth | said))
         return pd.concat(parts, ignore_index=True)
 
     def _facts(self) -> dict[str, Any]:
@@ -264,7 +276,9 @@ class Pipeline:
 
     def _unpack(self, artifact: Artifact, net: nn.Module) -> nn.Module:
         state = {name: torch.from_numpy(array) for name, array in artifact.arrays.items()}
-        ones = {k: v for k, v in net.state_dict().items() if k.endswith(".alpha") and k not in state}
+        ones = {
+            k: v for k, v in net.state_dict().items() if k.endswith(".alpha") and k not in state
+        }
         net.load_state_dict(state | ones)
         return net.to(self.device)
 
@@ -279,9 +293,11 @@ class Pipeline:
         relus = masks.total(self.network(masked=True))
         rows = [
             groups.tally(right[units], right[None], test.groups, test.group_names).assign(
-                budget=self.units.get(units, 1.0), relus=relus if units is None else units,
-                device=artifact.facts["device"], date=artifact.facts["written"][:10],
-            )  # fmt: skip
+                budget=self.units.get(units, 1.0),
+                relus=relus if units is None else units,
+                device=artifact.facts["device"],
+                date=artifact.facts["written"][:10],
+            )
             for units, artifact in found.items()
         ]
         table = pd.concat(rows, ignore_index=True)
@@ -401,3 +417,6 @@ def processes(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
     )
+
+
+STUDIES = {"decision_boundary": DecisionBoundary, "accuracy_drops": AccuracyDrops}

@@ -130,9 +130,7 @@ def constant(epoch: int, epochs: int) -> float:
 
 def sgd(net: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """SGD with momentum 0.9 on all trainable parameters."""
-    return torch.optim.SGD(
-        net.parameters(), lr, 0.9, weight_decay=weight_decay, fused=_fuses(net)
-    )
+    return torch.optim.SGD(net.parameters(), lr, 0.9, weight_decay=weight_decay, fused=_fuses(net))
 
 
 def adam(net: nn.Module, lr: float, masks_lr: float) -> torch.optim.Optimizer:
@@ -155,7 +153,7 @@ def progress(total: int, label: str, start: int = 0) -> tqdm:
     terminal, there is no bar.
     """
     target = os.environ.get("RELUFAIR_PROGRESS")
-    out = sys.stderr if target in (None, "", "stderr") else Path(target).open("a")  # noqa: SIM115
+    out = sys.stderr if target in (None, "", "stderr") else Path(target).open("a")
     return tqdm(
         total=total, initial=start, desc=label, unit="epoch", file=out,
         disable=None if not target else False, dynamic_ncols=False, ncols=100, leave=True,
@@ -212,7 +210,9 @@ def fit(
             losses = []
             for chosen in batches(len(samples), batch, rng):
                 index = torch.from_numpy(chosen).to(device)
-                mirror = torch.from_numpy(rng.random(len(chosen)) < 0.5).to(device) if flip else None
+                mirror = (
+                    torch.from_numpy(rng.random(len(chosen)) < 0.5).to(device) if flip else None
+                )
                 x = samples.inputs(index, mirror)
                 x = x.contiguous(memory_format=torch.channels_last) if wide else x
                 with autocast:

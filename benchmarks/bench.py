@@ -1,0 +1,119 @@
+"""Speed, as ratios measured side by side in one run.
+
+``make bench`` prints the table; nothing else should run on the machine meanwhile.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from statistics import median
+
+import numpy as np
+import torch
+
+from relufair import config, masks, models, training
+from relufair.data import GroupedImages
+from relufair.linearize import snl
+from relufair.objectives import CrossEntropy, Distillation
+from relufair.store import Store
+from relufair.study import AccuracyDrops, Pipeline
+from relufair.training import Samples
+
+WIDTH, SIZE, BATCH, STEPS, ROUNDS = 16, 32, 256, 8, 7
+
+
+def synthetic() -> Samples:
+    """Random images with a cached teacher, on the device."""
+    rng, n = np.random.default_rng(0), BATCH * STEPS
+    data = GroupedImages(
+        rng.integers(0, 256, (n, 3, SIZE, SIZE), dtype=np.uint8),
+        rng.integers(0, 5, n),
+        rng.integers(0, 5, n),
+        np.arange(n),
+        tuple("abcde"),
+        tuple("abcde"),
+    )
+    samples = Samples.put(data, data, training.pick_device())
+    return Samples(
+        **vars(samples) | {"teacher": torch.randn(1, n, 5, device=samples.labels.device)}
+    )
+
+
+def candidates(device: torch.device) -> dict[str, tuple]:
+    """Network, objective and optimizer of each kind of step."""
+    plan = config.SCHEDULES["laptop"]
+    plain = models.build("resnet18", classes=5, width=WIDTH).to(device)
+    search, eager, fixed = (masks.masked(plain, (3, SIZE, SIZE)) for _ in range(3))
+    masks.freeze(fixed, masks.largest(fixed, masks.units(0.1, masks.total(fixed))))
+
+    def descent(net: torch.nn.Module) -> snl.Descent:
+        return snl.Descent(
+            net, [1], print, crossings={}, temperature=plan.temperature, lasso=0.0, growth=1.0,
+            rule="every", threshold=plan.threshold,
+        )  # fmt: skip
+
+    return {
+        "plain ReLU, teacher's step": (plain, CrossEntropy(), training.sgd(plain, 0.01, 5e-4)),
+        "SNL search step": (search, descent(search), training.adam(search, 1e-3, 1e-3)),
+        "finetune step, masks fixed": (fixed, Distillation(4), training.sgd(fixed, 0.01, 5e-4)),
+        "SNL search step, masks not fused": (eager, descent(eager), training.adam(eager, 1e-3, 1e-3)),
+    }  # fmt: skip
+
+
+def steps() -> None:
+    """Images per second of each kind of step, and the ratio to the plain one in the same round."""
+    samples = synthetic()
+    kinds, rates = candidates(samples.labels.device), {}
+    for round_ in range(ROUNDS + 1):  # the first one compiles
+        for name, (net, objective, optimizer) in kinds.items():
+            threshold, masks.FUSE_FROM = masks.FUSE_FROM, 2**60 if "not fused" in name else 1
+            start = time.perf_counter()
+            training.fit(
+                net, samples, objective, optimizer, epochs=1, batch=BATCH, seed=(round_,)
+            )  # fmt: skip
+            masks.FUSE_FROM = threshold
+            if round_:
+                rates.setdefault(name, []).append(len(samples) / (time.perf_counter() - start))
+    first = next(iter(rates.values()))
+    print(f"\nResNet-18, width {WIDTH}, {SIZE} x {SIZE}, batch {BATCH}, {ROUNDS} rounds, "
+          f"{training.device_name(samples.labels.device)}")  # fmt: skip
+    for name, own in rates.items():
+        ratios = sorted(a / b for a, b in zip(own, first, strict=True))
+        print(f"{name:34} {median(own):7.0f} images/s   ratio {median(ratios):.2f} "
+              f"[{ratios[0]:.2f}, {ratios[-1]:.2f}]")  # fmt: skip
+
+
+def budgets() -> None:
+    """Epochs of one descent through six budgets, against six descents."""
+    study = AccuracyDrops(
+        "digits", "auto", "auto", "paper", False, 0, "resnet18", 8, "snl",
+        [0.5, 0.2, 0.1, 0.05, 0.02, 0.01], [0], "ci", {"lasso_growth": 1.1}, 1,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline = Pipeline(study.runs()[0], Store(folder), None)
+        epochs = [snapshot.facts["epoch"] for snapshot in pipeline.snapshots.values()]
+    print(f"\nEpochs to each of six budgets (digits, width 8): {epochs}")
+    print(
+        f"one descent {max(epochs)}, six descents {sum(epochs)}: {sum(epochs) / max(epochs):.1f} x"
+    )
+
+
+def imports() -> None:
+    """Seconds to import the package, in a fresh process, and whether that brings torch."""
+    code = (
+        "import time, sys; t = time.perf_counter(); import relufair; "
+        "print(time.perf_counter() - t, 'torch' in sys.modules)"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            for _ in range(5)]  # fmt: skip
+    seconds = median(float(run.stdout.split()[0]) for run in runs)
+    print(f"\nimport relufair: {seconds:.3f} s; imports torch: {runs[0].stdout.split()[1]}")
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", "the count fell")
+    steps()
+    budgets()
+    imports()

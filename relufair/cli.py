@@ -1,0 +1,276 @@
+"""The command line: checks what was asked, runs a notebook, lists the data. No science here."""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+TIERS = ("ci", "laptop", "paper")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="relufair")
+def main() -> None:
+    """Rerun the study of what linearizing ReLUs costs each group."""
+
+
+# Notebooks and their parameters -----------------------------------------------------------------
+
+
+def notebooks(root: Path) -> dict[str, Path]:
+    """The notebooks by short name: ``accuracy_drops`` for ``notebooks/03_accuracy_drops.ipynb``."""
+    return {p.stem.partition("_")[2]: p for p in sorted((root / "notebooks").glob("[0-9]*.ipynb"))}
+
+
+def find_notebook(root: Path, name: str) -> tuple[str, Path]:
+    """Short name and path of a notebook named short, in full, or by its number."""
+    found = notebooks(root)
+    for short, path in found.items():
+        if name.removesuffix(".ipynb") in (short, path.stem, path.stem.partition("_")[0]):
+            return short, path
+    raise click.UsageError(f"notebook={name!r}: allowed are {', '.join(found)}")
+
+
+def defaults(path: Path) -> dict[str, Any]:
+    """The parameters of a notebook: names and default values in its ``parameters`` cell."""
+    import nbformat
+
+    cells = nbformat.read(path, as_version=4).cells
+    (source,) = (c.source for c in cells if "parameters" in c.metadata.get("tags", ()))
+    return {
+        statement.targets[0].id: ast.literal_eval(statement.value)
+        for statement in ast.parse(source).body
+        if isinstance(statement, ast.Assign)
+    }
+
+
+def typed(name: str, value: Any, default: Any) -> Any:
+    """``value`` in the type of ``default``, or a usage error that names the type."""
+    if isinstance(default, list):
+        if isinstance(value, list):
+            return [typed(name, v, default[0]) for v in value]
+    elif isinstance(default, bool) or isinstance(value, bool):
+        if isinstance(default, bool) and isinstance(value, bool):
+            return value
+    elif isinstance(default, float) and isinstance(value, int | float):
+        return float(value)
+    elif isinstance(default, str) and isinstance(value, str | int | float):
+        return str(value)
+    elif type(value) is type(default):
+        return value
+    kind = {list: "a list such as ", str: "text such as ", dict: "settings such as "}.get(
+        type(default), "a value such as "
+    )
+    raise click.UsageError(f"{name}={value!r}: must be {kind}{default!r}")
+
+
+def read_parameters(
+    root: Path, path: Path, tier: str | None, given: Iterable[str]
+) -> dict[str, Any]:
+    """Parameters that differ from the notebook's own: the tier's, then those given as NAME=VALUE."""
+    known, chosen = defaults(path), {}
+    if tier:
+        settings = root / "notebooks" / "params" / tier / f"{path.stem}.yaml"
+        chosen |= yaml.safe_load(settings.read_text()) or {}
+    for item in given:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise click.UsageError(f"-p {item}: must be NAME=VALUE")
+        try:
+            chosen[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise click.UsageError(f"{name}={text}: cannot be read ({error})") from error
+    for name in chosen:
+        if name not in known:
+            raise click.UsageError(f"unknown parameter {name!r}: allowed are {', '.join(known)}")
+    return {name: typed(name, value, known[name]) for name, value in chosen.items()}
+
+
+def check_parameters(short: str, parameters: dict[str, Any], folder: Path | None) -> None:
+    """Build the notebook's study, which refuses impossible values, and look for its data."""
+    from relufair.study import STUDIES
+
+    try:
+        STUDIES[short](**parameters).check_data(folder)
+    except (ValueError, FileNotFoundError) as error:
+        raise click.UsageError(str(error)) from error
+
+
+# Running ----------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("notebook")
+@click.option(
+    "-p", "given", multiple=True, metavar="NAME=VALUE", help="Set a parameter; repeatable."
+)
+@click.option("--tier", type=click.Choice(TIERS), help="Start from this tier's parameters.")
+@click.option("--data", help="Folder with the data sets (or set RELUFAIR_DATA).")
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder (default: runs/...).")
+def run(
+    notebook: str, given: tuple[str, ...], tier: str | None, data: str | None, out: Path | None
+) -> None:
+    r"""Run NOTEBOOK with new parameters; leave it with its tables and figures in a folder.
+
+    \b
+    relufair run accuracy_drops -p dataset=utkface -p target=race -p 'budgets=[0.5,0.1]'
+
+    What was computed before is taken from the store. An interrupted run goes on where it was.
+    """
+    from relufair.sources import data_folder
+    from relufair.store import project_root
+
+    root = _usage(project_root)
+    short, path = find_notebook(root, notebook)
+    parameters = read_parameters(root, path, tier, given)
+    folder = _usage(data_folder, data)
+    check_parameters(short, defaults(path) | parameters, folder)
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    out = (out or root / "runs" / f"{short}-{stamp}").resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    os.environ["RELUFAIR_OUT"] = str(out)
+    if folder:
+        os.environ["RELUFAIR_DATA"] = str(folder.resolve())
+    click.echo(f"Running {path.name} into {out}", err=True)
+    _execute(path, out / path.name, parameters, root)
+    click.echo(out)
+
+
+def _usage(function: Any, *args: Any) -> Any:
+    try:
+        return function(*args)
+    except FileNotFoundError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _execute(path: Path, target: Path, parameters: dict[str, Any], root: Path) -> None:
+    import papermill
+
+    start = time.perf_counter()
+    try:
+        with progress_shown():
+            papermill.execute_notebook(
+                path, target, parameters, cwd=str(root), progress_bar=False, kernel_name="python3"
+            )
+    except papermill.PapermillExecutionError as error:
+        click.echo("".join(error.traceback), err=True)
+        click.echo(f"{target} shows the cell that failed.", err=True)
+        raise click.ClickException(f"{error.ename}: {error.evalue}") from error
+    except KeyboardInterrupt:
+        click.echo("\nInterrupted. The same command goes on from the last epoch.", err=True)
+        sys.exit(130)
+    click.echo(f"Done in {time.perf_counter() - start:.0f} s.", err=True)
+
+
+@contextmanager
+def progress_shown() -> Iterator[None]:
+    """Show on this terminal the progress bars that the notebook's kernel writes to a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, done = Path(folder) / "progress", threading.Event()
+        path.touch()
+        before = os.environ.get("RELUFAIR_PROGRESS")
+        os.environ["RELUFAIR_PROGRESS"] = str(path)
+        thread = threading.Thread(target=_follow, args=(path, done))
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            os.environ.pop("RELUFAIR_PROGRESS")
+            if before is not None:
+                os.environ["RELUFAIR_PROGRESS"] = before
+
+
+def _follow(path: Path, done: threading.Event) -> None:
+    """Copy what is appended to ``path`` to the terminal; to a file, only now and then a line."""
+    pause = 0.2 if sys.stderr.isatty() else 10.0
+    with path.open(newline="") as file:
+        finished = False
+        while not finished:
+            finished = done.wait(pause)
+            text = file.read()
+            if not sys.stderr.isatty():  # a log wants the latest state, not every redrawing
+                text = "".join(
+                    f"{line.rstrip()}\n" for line in text.split("\r")[-1:] if line.strip()
+                )
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+# Data -------------------------------------------------------------------------------------------
+
+
+@main.command("data")
+@click.argument("name", required=False)
+@click.option("--data", "given", help="Folder with the data sets (or set RELUFAIR_DATA).")
+@click.option("--download", metavar="NAME", help="Fetch NAME into the data folder, checksummed.")
+def data_command(name: str | None, given: str | None, download: str | None) -> None:
+    """List the data sets: what is there, what is missing and how to get it.
+
+    With NAME, read that data set and count its images by attribute.
+    """
+    from relufair.sources import SOURCES, data_folder
+
+    folder = _usage(data_folder, given)
+    for asked in filter(None, (name, download)):
+        if asked not in SOURCES:
+            raise click.UsageError(f"data set={asked!r}: allowed are {', '.join(SOURCES)}")
+    if download:
+        _download(download, folder)
+    if name:
+        _describe(name, folder)
+        return
+    click.echo(f"Data folder: {folder or 'none (give --data DIR or set RELUFAIR_DATA)'}\n")
+    for key, source in SOURCES.items():
+        there = not source.files or bool(source.found(folder))
+        count = f"{source.expected:,} images" if source.expected else "any number of images"
+        click.echo(f"{key:8} {'there' if there else 'MISSING':8} {source.title}; {count}")
+        click.echo(f"{'':17} licence: {source.licence}")
+        if not there:
+            click.echo(f"{'':17} {source.how}")
+
+
+def _download(name: str, folder: Path | None) -> None:
+    from relufair.sources import SOURCES
+
+    if SOURCES[name].download is None:
+        raise click.UsageError(f"{name} cannot be fetched for you. {SOURCES[name].how}")
+    if folder is None:
+        raise click.UsageError("data folder: none given; use --data DIR or RELUFAIR_DATA")
+    try:
+        SOURCES[name].download(folder)
+    except (OSError, RuntimeError) as error:
+        raise click.ClickException(f"{name} could not be fetched into {folder}: {error}") from error
+
+
+def _describe(name: str, folder: Path | None) -> None:
+    from relufair import sources
+    from relufair.store import Store
+
+    source = sources.SOURCES[name]
+    try:
+        pictures = sources.load(name, source.size, folder, Store())
+    except (FileNotFoundError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{source.title}: {len(pictures.images):,} images, licence: {source.licence}")
+    if source.expected and len(pictures.images) != source.expected:
+        click.echo(f"  expected {source.expected:,}: this is not the data set as distributed")
+    click.echo(f"  fingerprint {pictures.fingerprint[:16]}")
+    for skipped in pictures.skipped:
+        click.echo(f"  skipped {skipped}")
+    for column in pictures.table.columns.drop("file"):
+        counts = pictures.table[column].value_counts(sort=False, dropna=False)
+        click.echo(f"  {column}: " + ", ".join(f"{k} {v:,}" for k, v in counts.items()))

@@ -1,0 +1,161 @@
+"""What a notebook says about its table: provenance, a verdict in words, and files to keep.
+
+Published tables lie in ``data/results``, one tally a file (columns in :mod:`relufair.groups`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from relufair import groups
+from relufair.plots import percent
+from relufair.store import project_root
+
+IDENTITY = ["dataset", "target", "groups", "arch", "width", "method", "tier"]
+TOLERANCE = 10  # points; other processors round otherwise, and training amplifies it
+
+
+def output_folder() -> Path | None:
+    """Where a run keeps its files: ``RELUFAIR_OUT``, made if need be, or None."""
+    name = os.environ.get("RELUFAIR_OUT")
+    if not name:
+        return None
+    Path(name).mkdir(parents=True, exist_ok=True)
+    return Path(name)
+
+
+def keep_table(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Write ``table`` as parquet and CSV into the output folder, if there is one; return it."""
+    if folder := output_folder():
+        table.to_parquet(folder / f"{name}.parquet", index=False)
+        table.to_csv(folder / f"{name}.csv", index=False)
+    return table
+
+
+def keep_figure(figure: Figure, name: str) -> None:
+    """Write ``figure`` as PNG and SVG into the output folder, if there is one."""
+    if folder := output_folder():
+        figure.savefig(folder / f"{name}.png", dpi=160, bbox_inches="tight")
+        figure.savefig(folder / f"{name}.svg", bbox_inches="tight")
+
+
+def provenance(table: pd.DataFrame) -> str:
+    """Tier, data, network, seeds, device and date of a study's tally, in two lines."""
+    first = table.iloc[0]
+    seeds = ", ".join(map(str, sorted(table["seed"].unique())))
+    devices = ", ".join(table["device"].unique())
+    return (
+        f"{first['tier']} tier · {first['dataset']}, {first['target']} by {first['groups']} · "
+        f"{first['arch']}, width {first['width']} · {first['method'].upper()} · "
+        f"n = {table['seed'].nunique()} seeds ({seeds}) · bars: 95 % bootstrap\n"
+        f"{devices} · {table['date'].max()}"
+    )
+
+
+def extremes(table: pd.DataFrame) -> tuple[str, str]:
+    """The largest and the smallest group of the training set."""
+    sizes = table.groupby("group", sort=False)["train_n"].mean()
+    return sizes.idxmax(), sizes.idxmin()
+
+
+def verdict(table: pd.DataFrame, budget: float | None = None) -> str:
+    """Whether the smallest group falls further than the largest at ``budget``: Markdown.
+
+    Without a budget, the lowest in the table.
+    """
+    large, small = extremes(table)
+    budget = table["budget"].min() if budget is None else budget
+    drops = groups.by_group(table).query("measure == 'relative_drop' and budget == @budget")
+    drops = drops.set_index("group")
+    excess = groups.disparity(table).query("measure == 'excess' and budget == @budget").iloc[0]
+    if excess["low"] > 0:
+        answer = "**The smallest group falls further than the largest.**"
+    elif excess["high"] < 0:
+        answer = "**The smallest group falls less far than the largest.**"
+    else:
+        answer = "**These runs do not settle whether the smallest group falls further.**"
+    return (
+        f"{answer} With {percent(budget)} of the ReLUs kept, *{small}* loses "
+        f"{_with_interval(drops.loc[small])} % of its accuracy and *{large}* "
+        f"{_with_interval(drops.loc[large])} %. The difference is {_with_interval(excess)} points "
+        f"(95 % intervals, {excess['seeds']} seeds)."
+    )
+
+
+def _with_interval(row: pd.Series) -> str:
+    text = f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
+    return text.replace("-", "−").replace("−0.0", "0.0")
+
+
+def pretty(table: pd.DataFrame) -> pd.DataFrame:
+    """The tally for people: a row a budget and group, each measure with its 95 % interval."""
+    summary = groups.by_group(table)
+    cells = summary.assign(text=summary.apply(_with_interval, axis=1))
+    wide = cells.pivot_table("text", ["budget", "group"], "measure", "first", sort=False)
+    wide = wide.reset_index().merge(summary[["group", "n"]].drop_duplicates(), on="group")
+    order = [
+        *table.groupby("group")["train_n"].mean().sort_values(ascending=False).index,
+        groups.ALL,
+    ]
+    wide["place"] = wide["group"].map(order.index)
+    wide = wide.sort_values(["budget", "place"], ascending=[False, True])
+    wide["budget"] = wide["budget"].map(percent)
+    names = {
+        "budget": "ReLUs kept", "group": "group", "n": "test images",
+        "accuracy": "accuracy (%)", "drop_points": "drop (points)",
+        "relative_drop": "relative drop (%)",
+    }  # fmt: skip
+    return wide[list(names)].rename(columns=names).set_index(["ReLUs kept", "group"])
+
+
+def results_folder() -> Path:
+    """Where the published tables lie."""
+    return project_root() / "data" / "results"
+
+
+def published(name: str) -> pd.DataFrame:
+    """The published tally ``data/results/<name>.csv``.
+
+    Raises:
+        FileNotFoundError: naming the tables there are.
+    """
+    path = results_folder() / f"{name}.csv"
+    if not path.exists():
+        there = ", ".join(sorted(p.stem for p in results_folder().glob("*.csv")))
+        raise FileNotFoundError(f"no published table {name!r}; there are: {there}")
+    return pd.read_csv(path)
+
+
+def compare(table: pd.DataFrame) -> str:
+    """How ``table`` compares with the published run of the same parameters, in a sentence."""
+    for path in sorted(results_folder().glob("*.csv")):
+        theirs = pd.read_csv(path)
+        same = all((theirs[c].astype(str).unique() == table[c].astype(str).unique()).all()
+                   and theirs[c].nunique() == 1 for c in IDENTITY)  # fmt: skip
+        if same:
+            return _compare(table, theirs, path.stem)
+    return "There is no published run with these parameters to compare with."
+
+
+def _compare(ours: pd.DataFrame, theirs: pd.DataFrame, name: str) -> str:
+    pair = [
+        groups.by_group(t).query("measure == 'accuracy'").set_index(["budget", "group"])["value"]
+        for t in (ours, theirs)
+    ]
+    both = pd.concat(pair, axis=1, join="inner", keys=["ours", "theirs"])
+    if both.empty:
+        return f"The published run '{name}' has none of these budgets."
+    apart = both[(both["ours"] - both["theirs"]).abs() > TOLERANCE]
+    if apart.empty:
+        return (
+            f"All {len(both)} accuracies lie within {TOLERANCE} points of the published run "
+            f"'{name}'."
+        )
+    return (
+        f"{len(apart)} of {len(both)} accuracies lie more than {TOLERANCE} points from the published "
+        f"run '{name}': " + "; ".join(f"{g} at {percent(b)}" for b, g in apart.index) + "."
+    )

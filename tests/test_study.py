@@ -1,0 +1,276 @@
+"""The pipeline of stages: what is computed, what is taken from the store, and its keys."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from relufair import config, masks, study
+from relufair.data import Choice
+from relufair.store import Store, key_of
+from relufair.study import AccuracyDrops, Pipeline, Run
+
+# Few steps, and a descent that still passes its budgets one after the other.
+QUICK = {
+    "teacher_epochs": 1, "masks_lr": 0.01, "lasso_growth": 1.4, "finetune_epochs": 1,
+}  # fmt: skip
+PARAMETERS = {
+    "dataset": "digits", "target": "auto", "groups": "auto", "keep": "paper",
+    "keep_in_test": False, "size": 0, "arch": "resnet18", "width": 2, "method": "snl",
+    "budgets": [0.5, 0.1], "seeds": [0], "schedule": "ci", "training": QUICK, "workers": 1,
+}  # fmt: skip
+
+GOLDEN = {
+    "teacher": [1.899],
+    "snapshot": [85, 117],
+    "finetune": [1.121, 1.178],
+    "predictions": [0.1922],
+}
+PINNED = ("4988e6724cf308c4304c4a43", "47a771379cb5")
+
+pytestmark = pytest.mark.filterwarnings("ignore:the count fell")
+
+
+def make(**changes):
+    return AccuracyDrops(**PARAMETERS | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A store with one finished study, and its tally."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    return store, make().run(store=store)
+
+
+def written(store):
+    """Time of writing of every artifact."""
+    return {
+        p.parent: json.loads(p.read_text())["facts"]["written"]
+        for p in store.root.glob("*/*/config.json")
+    }
+
+
+def test_the_tally_is_complete_and_exact(finished):
+    """Every group at every budget; counts of ReLUs and images as they are."""
+    _, table = finished
+    assert table[["budget", "group"]].drop_duplicates().shape[0] == len(table) == 6
+    assert table["budget"].unique().tolist() == [1.0, 0.5, 0.1]
+    total = 491_520 // 32 // 4  # width 2 instead of 64, 16 x 16 instead of 32 x 32
+    assert table["relus"].unique().tolist() == [total, total // 2, total // 10]
+    assert table.groupby("budget")["n"].sum().unique() == [360]
+    assert (table["both"] <= table[["correct", "base"]].min(axis=1)).all()
+    full = table[table["budget"] == 1]
+    assert (full["correct"] == full["base"]).all()
+
+
+def test_the_networks_have_exactly_the_masks_of_the_budget(finished):
+    """Teacher with all ReLUs; finetuned networks with the snapshot's masks and other weights."""
+    store, _ = finished
+    pipeline = Pipeline(make().runs()[0], store, None)
+    for units in pipeline.units:
+        snapshot, finetuned = pipeline.snapshots[units], pipeline.finetuned(units)
+        net = pipeline.linearized(finetuned)
+        assert masks.count(net) == units
+        alphas = [name for name in snapshot.arrays if name.endswith(".alpha")]
+        assert alphas and all(
+            np.array_equal(snapshot.arrays[a] > 0, finetuned.arrays[a] > 0) for a in alphas
+        )
+        assert not np.array_equal(snapshot.arrays["fc.weight"], finetuned.arrays["fc.weight"])
+
+
+def test_predictions_and_tally_agree(finished):
+    """The per-image predictions, counted by hand, give the tally."""
+    store, table = finished
+    pipeline = Pipeline(make().runs()[0], store, None)
+    images = pipeline.predictions(None).tables["images"]
+    assert set(images["split"]) == {"validation", "test"} and images["margin"].between(0, 1).all()
+    test = images[images["split"] == "test"]
+    assert (test["row"].to_numpy() == pipeline.splits.test.rows).all()
+    right = (test["label"] == test["prediction"]).to_numpy()
+    low = pipeline.splits.test.labels < 5
+    counted = table[table["budget"] == 1].set_index("group")["correct"]
+    assert counted.to_dict() == {"classes 0–4": right[low].sum(), "classes 5–9": right[~low].sum()}
+
+
+def test_a_second_run_trains_nothing(finished, monkeypatch):
+    """All is taken from the store; nothing is rewritten."""
+    store, table = finished
+    before = written(store)
+    monkeypatch.setattr(study.training, "fit", None)
+    pd.testing.assert_frame_equal(make().run(store=store), table)
+    assert written(store) == before
+
+
+def test_other_groups_and_fewer_budgets_train_nothing(finished, monkeypatch):
+    """The networks do not depend on whom one compares, nor on the other budgets."""
+    store, table = finished
+    monkeypatch.setattr(study.training, "fit", None)
+    by_class = make(groups="label", budgets=[0.1]).run(store=store)
+    assert by_class["group"].nunique() == 10
+    total = by_class.groupby("budget")["correct"].sum()
+    assert total.to_dict() == table.groupby("budget")["correct"].sum().loc[[0.1, 1.0]].to_dict()
+
+
+def test_a_lower_budget_goes_on_where_the_descent_ended(finished, monkeypatch):
+    """And finds what a descent that knew of it from the start finds."""
+    store, _ = finished
+    starts, fit = [], study.training.fit
+
+    def watching(*args, **kwargs):
+        if isinstance(args[2], study.snl.Descent):
+            starts.append(kwargs["checkpoint"].exists())
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(study.training, "fit", watching)
+    later = make(budgets=[0.02]).run(store=store)
+    assert starts == [True]
+    at_once = make(budgets=[0.5, 0.1, 0.02]).run(store=Store(store.root.parent / "other"))
+    lowest = at_once[at_once["budget"] == 0.02].reset_index(drop=True)
+    pd.testing.assert_frame_equal(later[later["budget"] == 0.02].reset_index(drop=True), lowest)
+
+
+def test_a_budget_in_between_starts_over(finished, monkeypatch):
+    """The ended descent is past it, so it is run again, and agrees with its stored snapshots."""
+    store, _ = finished
+    pipeline = Pipeline(make(budgets=[0.5, 0.25, 0.1]).runs()[0], store, None)
+    old = {u: pipeline._snapshot(u).facts["step"] for u in (1920, 384)}
+    steps = {u: s.facts["step"] for u, s in pipeline.snapshots.items()}
+    assert old[1920] < steps[960] < old[384]
+
+
+def test_a_run_killed_in_the_middle_loses_at_most_an_epoch(tmp_path, finished):
+    """Kill -9 during the search; the next run goes on and ends with the same numbers."""
+    _, table = finished
+    code = (
+        f"from relufair.study import AccuracyDrops; import warnings, torch\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"
+        f"warnings.simplefilter('ignore'); AccuracyDrops(**{PARAMETERS!r}).run()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ))
+    store, deadline = Store(), time.time() + 60
+    while not list(store.root.glob("work/descent-*/checkpoint")):
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(store.root.glob("finetune/*"))
+    again = make().run(store=store)
+    same = [c for c in table.columns if c != "date"]
+    pd.testing.assert_frame_equal(again[same], table[same])
+
+
+def test_processes_give_the_same_table(tmp_path):
+    """Two seeds in two processes: the tally of two seeds here."""
+    quick = QUICK | {"finetune_epochs": 1}
+    here = make(seeds=[0, 1], budgets=[0.5], training=quick).run(store=Store(tmp_path / "a"))
+    there = make(seeds=[0, 1], budgets=[0.5], training=quick, workers=2)
+    table = there.run(store=Store(tmp_path / "b"))
+    assert table["seed"].unique().tolist() == [0, 1]
+    counts = ["train_n", "n", "relus", "seed", "budget", "group"]
+    pd.testing.assert_frame_equal(table[counts], here[counts])
+
+
+def test_a_search_that_ends_too_early_names_what_to_raise(tmp_path):
+    """Budget, epochs, and the settings that help."""
+    slow = make(training=QUICK | {"search_max_epochs": 1})
+    with pytest.raises(RuntimeError, match=r"budgets=\[0.5, 0.1\]: not reached in 1 epochs.*Raise"):
+        slow.run(store=Store(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arch": "resnet19"}, "arch='resnet19': allowed are resnet18, resnet34"),
+        ({"method": "magic"}, "method='magic': allowed are snl"),
+        ({"dataset": "mnist"}, "dataset='mnist': allowed are digits"),
+        ({"budgets": [1.5]}, "budget=1.5"),
+        ({"budgets": [1e-6]}, "would leave none of the 3840 ReLUs"),
+        ({"budgets": [0.1, 0.1]}, "budgets=.*none twice"),
+        ({"seeds": []}, "seeds=.*at least one"),
+        ({"seeds": [0.5]}, "seeds=0.5.*whole"),
+        ({"width": 0}, "width=0"),
+        ({"workers": 0}, "workers=0"),
+        ({"size": 8}, "size=8.*16"),
+        ({"schedule": "night"}, "schedule='night': allowed are ci, laptop, paper"),
+        ({"training": {"epochs": 3}}, "training='epochs': allowed are teacher_epochs"),
+        ({"training": {"teacher_epochs": 0}}, "teacher_epochs=0"),
+        ({"training": {"growth_rule": "x"}}, "growth_rule='x': allowed are stagnation, every"),
+        ({"keep": "0.5,2"}, "keep='0.5,2'"),
+    ],
+)
+def test_impossible_values_are_named(change, message):
+    """Parameter, value, and what is allowed, before anything is computed."""
+    with pytest.raises(ValueError, match=message):
+        make(**change)
+
+
+def test_zero_is_the_fully_linear_network(tmp_path):
+    """Allowed where it is asked for."""
+    study = make(budgets=[0.0])
+    table = study.run(store=Store(tmp_path))
+    assert table["relus"].unique().tolist() == [3840, 0]
+    pipeline = Pipeline(study.runs()[0], Store(tmp_path), None)
+    net = pipeline.linearized(pipeline.finetuned(0)).double().eval()
+    a, b = torch.rand(2, 1, 1, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(net((a + b) / 2), (net(a) + net(b)) / 2)
+
+
+def test_keys_hold_what_matters_and_nothing_else():
+    """Each stage's key changes with its own settings and its parents', and with no others."""
+    store = Store("unused")
+
+    def keys(**changes):
+        plan = config.schedule("ci", changes.pop("training", {}))
+        run = Run(Choice("digits").resolve(), "resnet18", 2, "snl", (0.5,), plan, 0)
+        pipeline = Pipeline(run, store, None)
+        pipeline.__dict__["splits"] = type("Splits", (), {"digest": "d"})
+        stages = {
+            "teacher": pipeline.teacher_config, "descent": pipeline.descent_config,
+            "snapshot": pipeline.snapshot_config(9), "finetune": pipeline.finetune_config(9),
+        }  # fmt: skip
+        return {k: key_of(k, study.VERSIONS[k], v) for k, v in stages.items()}
+
+    usual = keys()
+    expected = {
+        "teacher_epochs": {"teacher", "descent", "snapshot", "finetune"},
+        "weight_decay": {"teacher", "descent", "snapshot", "finetune"},
+        "lasso": {"descent", "snapshot", "finetune"},
+        "threshold": {"descent", "snapshot", "finetune"},
+        "finetune_lr": {"finetune"},
+        "search_max_epochs": set(),
+    }
+    for name, touched in expected.items():
+        now = getattr(config.SCHEDULES["ci"], name)
+        changed = keys(training={name: now + 1 if isinstance(now, int) else now * 2})
+        assert {stage for stage in usual if usual[stage] != changed[stage]} == touched, name
+
+
+def test_stages_behave_as_their_versions_say(finished):
+    """What each stage computes, to what other processors may round differently.
+
+    If this fails after a change of the code, and the change is meant, raise the version of each stage
+    whose numbers moved in ``study.VERSIONS``, and renew the numbers.
+    """
+    store, _ = finished
+    pipeline = Pipeline(make().runs()[0], store, None)
+    half, tenth = pipeline.units
+    found = {
+        "teacher": pipeline.teacher().tables["log"]["loss"].tolist(),
+        "snapshot": [pipeline.snapshots[u].facts["step"] for u in (half, tenth)],
+        "finetune": [pipeline.finetuned(u).tables["log"]["loss"][0] for u in (half, tenth)],
+        "predictions": [pipeline.predictions(half).tables["images"]["margin"].mean()],
+    }
+    for stage, numbers in GOLDEN.items():
+        assert found[stage] == pytest.approx(numbers, rel=0.05), stage
+    assert study.VERSIONS == {
+        "teacher": 1, "descent": 1, "snapshot": 1, "finetune": 1, "predictions": 1,
+    }  # fmt: skip
+    pinned = key_of("descent", 1, pipeline.descent_config), pipeline.splits.digest[:12]
+    assert pinned == PINNED
