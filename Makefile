@@ -19,7 +19,7 @@ SOURCES := $(wildcard relufair/*.py relufair/*/*.py)
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lint bench lab lock clean distclean
+.PHONY: help setup book test lint bench headline lab lock clean distclean
 
 help: ## List these commands.
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -83,6 +83,9 @@ lint: $(READY) ## Check style and formatting with ruff; change nothing.
 bench: $(READY) ## Measure the speed of training, search and import.
 	@echo "Running the benchmarks; leave the machine alone meanwhile."
 	$(BIN)/python benchmarks/bench.py
+
+headline: $(READY) ## Draw the landing page's figure anew from data/results.
+	$(BIN)/python -c "from relufair.report import save_headline; save_headline('book/figures/headline.png')"
 
 lab: $(READY) ## Open the notebooks in JupyterLab.
 	@echo "Starting JupyterLab; stop it with Ctrl-C."

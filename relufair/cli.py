@@ -141,6 +141,8 @@ def run(
     out = (out or root / "runs" / f"{short}-{stamp}").resolve()
     out.mkdir(parents=True, exist_ok=True)
     os.environ["RELUFAIR_OUT"] = str(out)
+    if store := os.environ.get("RELUFAIR_STORE"):  # the notebook runs in the project's folder
+        os.environ["RELUFAIR_STORE"] = str(Path(store).resolve())
     if folder:
         os.environ["RELUFAIR_DATA"] = str(folder.resolve())
     click.echo(f"Running {path.name} into {out}", err=True)

@@ -11,6 +11,12 @@ ARCHITECTURES = ("resnet18", "resnet34")
 METHODS = ("snl",)
 
 
+def yes_or_no(name: str, value: Any) -> None:
+    """Raise ``ValueError`` unless ``value`` is a truth value."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r}: must be true or false")
+
+
 def one_of(name: str, value: Any, allowed: Collection[Any]) -> None:
     """Raise ``ValueError`` naming the parameter, its value and what is allowed."""
     if value not in allowed:
@@ -19,9 +25,10 @@ def one_of(name: str, value: Any, allowed: Collection[Any]) -> None:
 
 def in_range(name: str, value: float, low: float, high: float = math.inf) -> None:
     """Raise ``ValueError`` unless ``low <= value <= high``."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not low <= value <= high:
         top = "" if high == math.inf else f" and at most {high:g}"
-        raise ValueError(f"{name}={value!r}: must be a number of at least {low:g}{top}")
+        raise ValueError(f"{name}={value!r}: must be a finite number of at least {low:g}{top}")
 
 
 def whole(name: str, value: Any, low: int) -> None:
@@ -47,8 +54,8 @@ class Schedule:
         teacher_epochs, teacher_batch, teacher_lr, weight_decay: SGD with momentum 0.9; the rate
             falls to a tenth after one half and again after three quarters of the epochs.
         search_batch, search_lr: Adam on the weights during the search.
-        masks_lr: Adam on the masks. Adam moves a mask by at most this much a step, so going from 1
-            to 0 takes at least ``1 / masks_lr`` steps, whatever the penalty.
+        masks_lr: Adam on the masks. Adam moves a mask by about this much a step, so going from 1
+            to 0 takes about ``1 / masks_lr`` steps or more, whatever the penalty.
         lasso: penalty on the sum of the masks' absolute values in the first epoch.
         lasso_growth: factor by which the penalty grows.
         growth_rule: ``"stagnation"`` grows it after an epoch (from the fifth on) that brought no new
@@ -80,7 +87,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         one_of("growth_rule", self.growth_rule, ("stagnation", "every"))
-        one_of("flip", self.flip, (True, False))
+        yes_or_no("flip", self.flip)
         for name, value in asdict(self).items():
             if name.endswith(("epochs", "batch")):
                 whole(name, value, 2 if name.endswith("batch") else 1)

@@ -98,7 +98,7 @@ class Choice:
 
     def __post_init__(self) -> None:
         config.one_of("dataset", self.dataset, SOURCES)
-        config.one_of("keep_in_test", self.keep_in_test, (True, False))
+        config.yes_or_no("keep_in_test", self.keep_in_test)
         if not isinstance(self.size, int) or (self.size and not 16 <= self.size <= 256):
             raise ValueError(
                 f"size={self.size!r}: must be 16 to 256 pixels, or 0 for the usual one"
@@ -126,6 +126,7 @@ class Choice:
         config.one_of("target", chosen.target, attributes)
         for column in chosen.group_columns():
             config.one_of("groups", column, [*attributes, "label"])
+        chosen.shares(attributes[chosen.target])
 
     def shares(self, classes: int) -> tuple[float, ...]:
         """Share of each class to keep for training."""

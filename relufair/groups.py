@@ -56,8 +56,8 @@ def cells(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     """The tally of one budget as paired counts, and the groups' names; the last group is everyone.
 
     Returns:
-        (seeds, groups + 1, 4): images right in both networks, only in the original, only in the
-        linearized, in neither.
+        Counts (seeds, groups + 1, 4) of the images that are right in both networks, only in the
+        original, only in the linearized, in neither.
     """
     order = list(dict.fromkeys(table["group"]))
     wide = table.set_index(["seed", "group"])
@@ -129,9 +129,9 @@ def by_group(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         seed: of the bootstrap.
 
     Returns:
-        A row a budget × group × measure: ``budget``, ``group``, ``measure`` (``accuracy`` in %,
-        ``drop_points``, ``relative_drop`` in %), ``value``, ``low``, ``high`` (95 %), ``n`` (test
-        images, averaged over seeds) and ``seeds``.
+        A row a budget × group × measure, with the columns ``budget``, ``group``, ``measure``
+        (``accuracy`` in %, ``drop_points``, ``relative_drop`` in %), ``value``, ``low``, ``high``
+        (95 %), ``n`` (test images, averaged over seeds) and ``seeds``.
     """
     rows = []
     for budget, part in table.groupby("budget", sort=False):

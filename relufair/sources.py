@@ -58,7 +58,8 @@ class Source:
     Attributes:
         read: from the data folder and the size to images, table and skipped names.
         title, licence, how: for people: what it is, on which terms, how to get it.
-        attributes: what can be predicted or compared; those of ``folder`` stand in its table.
+        attributes: what can be predicted or compared, and how many values each has; those of
+            ``folder`` stand in its table.
         target, groups: the attributes predicted and compared by default.
         size: side of the images by default, in pixels.
         expected: number of usable images in the data set as distributed, or None.
@@ -71,7 +72,7 @@ class Source:
     title: str
     licence: str
     how: str
-    attributes: tuple[str, ...]
+    attributes: dict[str, int]
     target: str
     groups: str
     size: int = 32
@@ -118,12 +119,13 @@ def locate(name: str, folder: Path | None) -> list[Path]:
     return paths
 
 
-def attributes(name: str, folder: Path | None) -> tuple[str, ...]:
-    """What can be predicted or compared in source ``name``."""
+def attributes(name: str, folder: Path | None) -> dict[str, int]:
+    """What can be predicted or compared in source ``name``, and how many values each has."""
     if name != "folder":
         return SOURCES[name].attributes
     locate(name, folder)
-    return tuple(read_labels(folder).columns.drop("file"))
+    table = read_labels(folder).drop(columns="file")
+    return {column: len(table[column].cat.categories) for column in table}
 
 
 def load(name: str, size: int, folder: Path | None, store: Store) -> Pictures:
@@ -372,13 +374,14 @@ def read_labels(folder: Path) -> pd.DataFrame:
     return table
 
 
+#: The data sets by name.
 SOURCES = {
     "digits": Source(
         _read_digits,
         "scikit-learn's 8 x 8 handwritten digits, enlarged",
         "CC BY 4.0 (UCI Optical Recognition of Handwritten Digits)",
         "It comes with scikit-learn.",
-        ("digit", "half"),
+        {"digit": 10, "half": 2},
         target="digit", groups="half", size=16, expected=1797, halved=True,
     ),
     "utkface": Source(
@@ -387,7 +390,7 @@ SOURCES = {
         "non-commercial research only; the images belong to their owners",
         "Ask for the aligned and cropped faces at https://susanqq.github.io/UTKFace/ and put "
         "UTKFace.tar.gz, or its folder UTKFace, into the data folder.",
-        ("age", "age5", "gender", "race"),
+        {"age": 4, "age5": 5, "gender": 2, "race": 5},
         target="race", groups="label", expected=23704,
         files=(("UTKFace",), ("UTKFace.tar.gz",)),
     ),
@@ -395,9 +398,9 @@ SOURCES = {
         _read_cifar10,
         "CIFAR-10, small photographs of ten kinds of objects",
         "no explicit licence; cite Krizhevsky (2009)",
-        "Run `relufair data --download cifar10`, or put CIFAR-10-images.tar.gz (the edition as "
-        "image files) into the data folder.",
-        ("object", "half"),
+        "Run `relufair data --data DIR --download cifar10`, or put CIFAR-10-images.tar.gz (the "
+        "edition as image files) into the data folder.",
+        {"object": 10, "half": 2},
         target="object", groups="label", expected=60000,
         files=(("cifar-10-batches-py",), ("CIFAR-10-images",), ("CIFAR-10-images.tar.gz",)),
         download=_download_cifar10, halved=True,
@@ -406,8 +409,8 @@ SOURCES = {
         _read_svhn,
         "SVHN, house numbers from street photographs",
         "non-commercial use only; cite Netzer et al. (2011)",
-        "Run `relufair data --download svhn`.",
-        ("digit", "half"),
+        "Run `relufair data --data DIR --download svhn`.",
+        {"digit": 10, "half": 2},
         target="digit", groups="label", expected=99289,
         files=(("train_32x32.mat", "test_32x32.mat"),), download=_download_svhn,
     ),
@@ -417,7 +420,7 @@ SOURCES = {
         "yours",
         "Put your images and a labels.csv (columns: file, and one for each attribute) into a "
         "folder and give it as --data.",
-        (),
+        {},
         target="label", groups="label", files=(("labels.csv",),),
     ),
 }  # fmt: skip

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class Pipeline:
 
     @cached_property
     def descent_config(self) -> dict[str, Any]:
-        """What the descent depends on. The budgets are not among it: they only stop it."""
+        """What the descent depends on. The budgets are not among it, since they only stop it."""
         parent = key_of("teacher", VERSIONS["teacher"], self.teacher_config)
         return {"teacher": parent} | self.run.schedule.part("search")
 
@@ -364,8 +364,11 @@ class AccuracyDrops:
         config.schedule(self.schedule, self.training)
         net = models.build(self.arch, classes=2, channels=1, width=self.width)
         relus = masks.total(masks.masked(net, (1, self.choice.size, self.choice.size)))
-        for budget in self.budgets:
-            masks.units(budget, relus)
+        kept = [masks.units(budget, relus) for budget in self.budgets]
+        if len(set(kept)) < len(kept):
+            raise ValueError(
+                f"budgets={list(self.budgets)}: two of them keep as many ReLUs: {kept}"
+            )
 
     @property
     def choice(self) -> Choice:
@@ -403,7 +406,14 @@ class AccuracyDrops:
                 return self.run(folder, store, own)
         spread: Callable = pool.map if pool else map
         measured = spread(partial(measure, store=store, folder=folder), self.runs())
-        return pd.concat(measured, ignore_index=True).assign(tier=self.schedule)
+        tier = f"{self.schedule}, changed" if self.training else self.schedule
+        table = pd.concat(measured, ignore_index=True)
+        return table.assign(tier=tier, study=self.identity())
+
+    def identity(self) -> str:
+        """A digest of everything but seeds, budgets and the number of processes."""
+        first = asdict(self.runs()[0]) | {"seed": 0, "budgets": []}
+        return key_of("study", 1, first)[:12]
 
 
 def measure(run: Run, store: Store, folder: Path | None) -> pd.DataFrame:

@@ -94,7 +94,8 @@ class DecisionBoundary:
         if not self.hidden:
             raise ValueError("hidden=[]: must name the width of at least one layer")
         for budget in self.budgets:
-            masks.units(budget, sum(self.hidden))
+            for width in self.hidden:  # every layer keeps its share
+                masks.units(budget, width)
         if round(self.minority * self.samples) < 1:
             raise ValueError(f"minority={self.minority}: leaves no minority among {self.samples}")
 

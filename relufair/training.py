@@ -191,9 +191,9 @@ def fit(
         label: name on the progress bar.
 
     Returns:
-        One row an epoch: ``epoch`` (from 1), ``loss`` (mean over the steps), ``lr`` (of the first
-        parameter group), and what the objective's ``end_epoch`` returns. An epoch that the
-        objective cut short has no row.
+        A table with one row an epoch and the columns ``epoch`` (from 1), ``loss`` (mean over the
+        steps), ``lr`` (of the first parameter group), and what the objective's ``end_epoch``
+        returns. An epoch that the objective cut short has no row.
     """
     device = samples.labels.device
     wide = widest(net) >= 16

@@ -82,6 +82,7 @@ def test_tally_of_the_toy():
     [
         ({"budgets": [1.5]}, "budget=1.5.*between 0 and 1"),
         ({"budgets": [0.01]}, "would leave none of the 4 ReLUs"),
+        ({"hidden": [8, 2], "budgets": [0.25]}, "would leave none of the 2 ReLUs"),
         ({"budgets": []}, "budgets=.*at least one"),
         ({"seeds": [0, 0]}, "seeds=.*none twice"),
         ({"seeds": [-1]}, "seeds=-1"),

@@ -1,0 +1,161 @@
+"""What is said about a table, what is published, and the figures."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.testing.compare import compare_images
+
+from relufair import groups, plots, report, theory
+from relufair.store import project_root
+
+RESULTS = sorted(report.results_folder().glob("*.csv"))
+TALLY = ["seed", "budget", "group", "train_n", "n", "correct", "base", "both"]
+
+
+def tally(minority_right=40, tier="ci", seeds=2):
+    """Two groups at two budgets; the minority's accuracy at the lower one is given."""
+    rows = []
+    for seed in range(seeds):
+        for budget in (1.0, 0.1):
+            for group, n, base in (("large", 1000, 900), ("small", 100, 80)):
+                right = base if budget == 1 or group == "large" else minority_right
+                rows.append({
+                    "dataset": "toy", "target": "t", "groups": "g", "arch": "a", "width": 1,
+                    "method": "snl", "seed": seed, "budget": budget, "relus": 5, "group": group,
+                    "train_n": n, "n": n, "correct": right, "base": base,
+                    "both": min(right, base), "device": "CPU", "date": "2026-01-01", "tier": tier,
+                    "study": f"toy {tier}",
+                })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("right", "answer"),
+    [
+        (40, "**The smallest group falls further than the largest.**"),
+        (95, "**The smallest group falls less far than the largest.**"),
+        (80, "**These runs do not settle whether the smallest group falls further.**"),
+    ],
+)
+def test_the_verdict_follows_the_interval(right, answer):
+    """Further, less far, or not settled; with both drops, their difference and n."""
+    said = report.verdict(tally(right))
+    assert said.startswith(answer)
+    assert "With 10 % of the ReLUs kept" in said and "2 seeds" in said
+    assert f"*small* loses {(80 - right) / 0.8 + 1e-9:.1f} [".replace("-", "−") in said
+    assert "*large* 0.0 [" in said
+
+
+def test_the_pretty_table_has_every_number_of_the_summary():
+    """Largest group first, everyone last, all ReLUs first."""
+    shown = report.pretty(tally())
+    assert shown.index.tolist() == [
+        (budget, group) for budget in ("100 %", "10 %") for group in ("large", "small", "all")
+    ]
+    assert shown.loc[("10 %", "small"), "accuracy (%)"].startswith("40.0 [")
+    assert shown.loc[("10 %", "all"), "test images"] == 1100
+
+
+def test_tables_and_figures_are_kept_where_asked(tmp_path, monkeypatch):
+    """Parquet, CSV, PNG and SVG in RELUFAIR_OUT; nowhere without it."""
+    table, figure = tally(), plots.drops(tally(), "note")
+    report.keep_table(table, "t")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("RELUFAIR_OUT", str(tmp_path / "new" / "out"))
+    report.keep_table(table, "t")
+    report.keep_figure(figure, "f")
+    names = {p.name for p in (tmp_path / "new" / "out").iterdir()}
+    assert names == {"t.parquet", "t.csv", "f.png", "f.svg"}
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "new/out/t.parquet"), table)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "new/out/t.csv"), table)
+
+
+def test_comparison_with_the_published_run(tmp_path, monkeypatch):
+    """Near, far, other parameters, other tier."""
+    monkeypatch.setattr(report, "results_folder", lambda: tmp_path)
+    tally().to_csv(tmp_path / "run.csv", index=False)
+    assert report.compare(tally(45)) == (
+        "All 6 accuracies lie within 10 points of the published run 'run'."
+    )
+    assert "1 of 6 accuracies lie more than 10 points" in report.compare(tally(60))
+    assert "small at 10 %" in report.compare(tally(60))
+    assert report.compare(tally(tier="paper")).startswith("There is no published run")
+    with pytest.raises(FileNotFoundError, match="no published table 'x'; there are: run"):
+        report.published("x")
+
+
+def drawn(axis):
+    """Height of every point or bar that an axis shows."""
+    lines = [y for line in axis.lines if len(line.get_xdata()) for y in line.get_ydata()]
+    return np.array(lines + [bar.get_height() for bar in axis.patches])
+
+
+def test_figures_show_the_numbers_of_the_table():
+    """Every value of the summary is drawn; sizes, budgets and the note are written."""
+    table = tally()
+    summary = groups.by_group(table)
+    figure = plots.drops(table, "from here")
+    for axis, measure in zip(figure.axes, ("relative_drop", "drop_points"), strict=True):
+        own = summary[(summary["measure"] == measure) & (summary["budget"] < 1)]
+        for value in own[own["group"] != groups.ALL]["value"]:
+            assert np.isclose(drawn(axis), value).any()
+    words = [t.get_text() for t in figure.findobj(plt.Text)]
+    assert "from here" in words and "small (100 train, 100 test)" in words and "10 %" in words
+    bars = plots.group_accuracy(table)
+    accuracy = summary[(summary["measure"] == "accuracy") & (summary["group"] != groups.ALL)]
+    heights = sorted(p.get_height() for p in bars.axes[0].patches)
+    np.testing.assert_allclose(heights, sorted(accuracy["value"]))
+    overall = plots.overall(table)
+    everyone = summary[(summary["measure"] == "accuracy") & (summary["group"] == groups.ALL)]
+    for value in [*everyone["value"], 40.0, 80.0]:
+        assert np.isclose(drawn(overall.axes[0]), value).any()
+
+
+def test_the_learned_boundary_is_drawn_where_the_score_is_zero():
+    """On the solid line, the two logits are equal."""
+    study = theory.DecisionBoundary([0.5], 0.1, 300, [4], 200, 0.02, [0])
+    toy = study.toys()[0]
+    figure = plots.boundaries(toy, [1.0, 0.5])
+    for axis, kept in zip(figure.axes, (1.0, 0.5), strict=True):
+        (contour,) = [c for c in axis.collections if hasattr(c, "levels")]
+        vertices = np.concatenate([p.vertices for p in contour.get_paths()])
+        steep = np.abs(toy.score(kept, np.array([[0.0, 1.0], [0.0, -1.0]]))).max()
+        assert np.abs(toy.score(kept, vertices)).max() < 0.02 * steep
+
+
+# What is published -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)
+def test_published_tables_are_whole(path):
+    """Known columns, counts that can be, every group at every budget of every seed."""
+    table = pd.read_csv(path)
+    assert not table.isna().any(axis=None)
+    assert set([*TALLY, "device", "date", "tier", "study"]) <= set(table.columns)
+    assert (table["both"] <= table[["correct", "base"]].min(axis=1)).all()
+    assert (table[["correct", "base"]].max(axis=1) <= table["n"]).all()
+    assert (table["correct"] + table["base"] - table["both"] <= table["n"]).all()
+    full = table.groupby(["seed", "budget"])["group"].nunique()
+    assert full.nunique() == 1 and len(table) == full.sum()
+    assert (table.groupby(["seed", "group"])["base"].nunique() == 1).all()
+    assert table["study"].nunique() == table["tier"].nunique() == 1
+
+
+def test_the_headline_figure_is_drawn_from_the_published_table(tmp_path):
+    """Drawn again, it is the same picture. ``make headline`` renews it."""
+    committed = project_root() / "book" / "figures" / "headline.png"
+    report.save_headline(tmp_path / "new.png")
+    assert compare_images(str(committed), str(tmp_path / "new.png"), tol=3) is None
+
+
+def test_the_readme_says_what_the_published_table_says():
+    """Its finding is the verdict, word for word."""
+    text = " ".join((project_root() / "README.md").read_text().split())
+    assert report.verdict(report.published("utkface-race-laptop")) in text
