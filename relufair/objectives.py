@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +28,12 @@ class Batch:
     teacher: Tensor | None = None
 
 
-class Objective:
+class Objective(ABC):
     """Base class: what the loop calls, and what a checkpoint keeps."""
 
+    @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
         """The scalar to minimise on ``batch``."""
-        raise NotImplementedError
 
     def after_step(self) -> bool:
         """Called after each optimizer step; returning True ends the training there."""

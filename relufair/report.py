@@ -48,8 +48,7 @@ def provenance(table: pd.DataFrame) -> str:
     seeds = ", ".join(map(str, sorted(table["seed"].unique())))
     devices = ", ".join(table["device"].unique())
     return (
-        f"{first['tier']} tier · {first['dataset']}, {first['target']} by {first['groups']} · "
-        f"{first['arch']}, width {first['width']} · {first['method'].upper()} · "
+        f"{first['tier']} tier · {first['what']} · "
         f"n = {table['seed'].nunique()} seeds ({seeds}) · bars: 95 % bootstrap\n"
         f"{devices} · {table['date'].max()}"
     )

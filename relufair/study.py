@@ -408,7 +408,16 @@ class AccuracyDrops:
         measured = spread(partial(measure, store=store, folder=folder), self.runs())
         tier = f"{self.schedule}, changed" if self.training else self.schedule
         table = pd.concat(measured, ignore_index=True)
-        return table.assign(tier=tier, study=self.identity())
+        return table.assign(tier=tier, what=self.words(), study=self.identity())
+
+    def words(self) -> str:
+        """Data, network and method, as they stand under a figure."""
+        choice = self.choice
+        kept = "" if choice.keep == "paper" else f", keep {choice.keep}"
+        return (
+            f"{choice.dataset}, {choice.target} by {choice.groups}{kept} · {self.arch}, width "
+            f"{self.width} · {self.method.upper()}"
+        )
 
     def identity(self) -> str:
         """A digest of everything but seeds, budgets and the number of processes."""

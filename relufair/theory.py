@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,8 +137,11 @@ class DecisionBoundary:
                 counted = groups.tally(right[kept], right[1.0], labels, CLASSES)
                 counted.insert(1, "train_n", np.bincount(toy.labels, minlength=2))
                 about = {"seed": toy.seed, "budget": kept, "relus": masks.count(net)}
+                about |= {"device": "CPU", "date": datetime.date.today().isoformat()}
                 rows.append(counted.assign(**about)[[*about, *counted.columns]])
-        return pd.concat(rows, ignore_index=True)
+        layers = " and ".join(map(str, self.hidden))
+        what = f"toy, {self.samples:,} points · MLP with layers of {layers} · evenly spread"
+        return pd.concat(rows, ignore_index=True).assign(tier="every", what=what)
 
 
 def train_together(

@@ -25,7 +25,7 @@ def tally(minority_right=40, tier="ci", seeds=2):
                     "method": "snl", "seed": seed, "budget": budget, "relus": 5, "group": group,
                     "train_n": n, "n": n, "correct": right, "base": base,
                     "both": min(right, base), "device": "CPU", "date": "2026-01-01", "tier": tier,
-                    "study": f"toy {tier}",
+                    "what": "toy", "study": f"toy {tier}",
                 })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -138,7 +138,7 @@ def test_published_tables_are_whole(path):
     """Known columns, counts that can be, every group at every budget of every seed."""
     table = pd.read_csv(path)
     assert not table.isna().any(axis=None)
-    assert set([*TALLY, "device", "date", "tier", "study"]) <= set(table.columns)
+    assert set([*TALLY, "device", "date", "tier", "what", "study"]) <= set(table.columns)
     assert (table["both"] <= table[["correct", "base"]].min(axis=1)).all()
     assert (table[["correct", "base"]].max(axis=1) <= table["n"]).all()
     assert (table["correct"] + table["base"] - table["both"] <= table["n"]).all()
