@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,9 @@ def defaults(path: Path) -> dict[str, Any]:
 
 def typed(name: str, value: Any, default: Any) -> Any:
     """``value`` in the type of ``default``, or a usage error that names the type."""
+    if isinstance(default, dict) and isinstance(value, dict):
+        return {key: _number(setting) for key, setting in value.items()}
+    value = value if isinstance(default, str) else _number(value)
     if isinstance(default, list):
         if isinstance(value, list):
             return [typed(name, v, default[0]) for v in value]
@@ -66,14 +69,19 @@ def typed(name: str, value: Any, default: Any) -> Any:
             return value
     elif isinstance(default, float) and isinstance(value, int | float):
         return float(value)
-    elif isinstance(default, str) and isinstance(value, str | int | float):
-        return str(value)
     elif type(value) is type(default):
         return value
     kind = {list: "a list such as ", str: "text such as ", dict: "settings such as "}.get(
         type(default), "a value such as "
     )
     raise click.UsageError(f"{name}={value!r}: must be {kind}{default!r}")
+
+
+def _number(value: Any) -> Any:
+    """A number where ``value`` is text that means one: YAML takes 1e-2 for text."""
+    with suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
 
 
 def read_parameters(
@@ -88,6 +96,9 @@ def read_parameters(
         name, equals, text = item.partition("=")
         if not equals:
             raise click.UsageError(f"-p {item}: must be NAME=VALUE")
+        if isinstance(known.get(name), str) and text[:1] not in ("'", '"'):
+            chosen[name] = text  # as it is written: 01 and no are words here
+            continue
         try:
             chosen[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:
@@ -139,6 +150,8 @@ def run(
     check_parameters(short, defaults(path) | parameters, folder)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     out = (out or root / "runs" / f"{short}-{stamp}").resolve()
+    if out.exists() and not out.is_dir():
+        raise click.UsageError(f"out={str(out)!r}: is a file; name a folder")
     out.mkdir(parents=True, exist_ok=True)
     os.environ["RELUFAIR_OUT"] = str(out)
     if store := os.environ.get("RELUFAIR_STORE"):  # the notebook runs in the project's folder
@@ -265,8 +278,9 @@ def _describe(name: str, folder: Path | None) -> None:
     source = sources.SOURCES[name]
     try:
         pictures = sources.load(name, source.size, folder, Store())
-    except (FileNotFoundError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        message = str(error)
+        raise click.ClickException(message if name in message else f"{name}: {message}") from error
     click.echo(f"{source.title}: {len(pictures.images):,} images, licence: {source.licence}")
     if source.expected and len(pictures.images) != source.expected:
         click.echo(f"  expected {source.expected:,}: this is not the data set as distributed")

@@ -17,7 +17,7 @@ from relufair.sources import SOURCES, Pictures
 from relufair.store import Store
 
 TEST, VALIDATION = 0.2, 0.1  # of all; of what is left
-FEWEST = 10  # images a class needs, so that each part of the split gets one
+FEWEST = 13  # images a class needs, so that each part of the split can get one
 PROTOCOL = (0.9,) * 5 + (0.1,) * 5  # share of each class kept for training (Section 5)
 
 
@@ -44,9 +44,11 @@ class GroupedImages:
         n = len(self.images)
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
             raise ValueError(f"images {self.images.dtype} {self.images.shape}: must be uint8 NCHW")
-        for name, count in (("labels", len(self.classes)), ("groups", len(self.group_names))):
+        sizes = {"labels": len(self.classes), "groups": len(self.group_names), "rows": 2**63}
+        for name, count in sizes.items():
             values = getattr(self, name)
-            if values.shape != (n,) or (n and not 0 <= values.min() <= values.max() < count):
+            whole = values.shape == (n,) and np.issubdtype(values.dtype, np.integer)
+            if not whole or (n and not 0 <= values.min() <= values.max() < count):
                 raise ValueError(f"{name}: must be {n} whole numbers from 0 to {count - 1}")
 
     def __len__(self) -> int:
@@ -116,7 +118,7 @@ class Choice:
 
     def group_columns(self) -> list[str]:
         """The attributes whose product makes the groups (of a resolved choice)."""
-        return [self.target if g == "label" else g for g in self.groups.replace(" ", "").split(",")]
+        return [self.target if g == "label" else g for g in map(str.strip, self.groups.split(","))]
 
     def check(self, folder: Path | None) -> None:
         """Raise an error unless the data set is there and has these attributes. Reads no image."""
@@ -188,7 +190,11 @@ def load(choice: Choice, seed: int, folder: Path | None, store: Store) -> Splits
     every = group(pictures, chosen.target, chosen.group_columns())
     official = pictures.table["split"].to_numpy()[every.rows] if "split" in pictures.table else None
     parts = dict(
-        zip(("train", "validation", "test"), split(every.labels, seed, official), strict=True)
+        zip(
+            ("train", "validation", "test"),
+            split(every.labels, seed, official, every.classes),
+            strict=True,
+        )
     )
     for number, name in enumerate(parts):
         if name == "train" or chosen.keep_in_test:
@@ -236,7 +242,10 @@ def group(pictures: Pictures, target: str, columns: Sequence[str]) -> GroupedIma
 
 
 def split(
-    labels: np.ndarray, seed: int, official: np.ndarray | None = None
+    labels: np.ndarray,
+    seed: int,
+    official: np.ndarray | None = None,
+    names: Sequence[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Places of the training, validation and test samples, each sorted; stratified by label.
 
@@ -244,17 +253,19 @@ def split(
         labels: (n,).
         seed: of the split.
         official: (n,) of ``"train"`` and ``"test"``, where the test set is given.
+        names: of the classes, for messages.
 
     Raises:
-        ValueError: for a class of fewer than 10 samples.
+        ValueError: for a class of fewer than 13 samples.
     """
     from sklearn.model_selection import train_test_split
 
     counts = np.bincount(labels)
     if len(counts) < 2 or counts.min() < FEWEST:
+        rarest = (names or range(len(counts)))[counts.argmin()]
         raise ValueError(
-            f"class {counts.argmin()} has {counts.min()} samples: the split needs at least two "
-            f"classes, and {FEWEST} samples of each"
+            f"class {rarest} has {counts.min()} samples: the split needs at least two classes, and "
+            f"{FEWEST} samples of each"
         )
     every = np.arange(len(labels))
     if official is None:

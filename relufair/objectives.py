@@ -47,7 +47,7 @@ class Objective(ABC):
         """What must survive an interruption: numbers and tensors."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027 (most have no state)
         """Take up :meth:`state` again."""
 
 

@@ -6,12 +6,14 @@ are read as they come and never unpacked; nothing is written into the data folde
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
 import re
 import tarfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -135,7 +137,8 @@ def load(name: str, size: int, folder: Path | None, store: Store) -> Pictures:
         FileNotFoundError: if the data set is not there.
         ValueError: if more than 1 % of its images cannot be used.
     """
-    config = {"source": name, "size": size, "files": _signature(locate(name, folder))}
+    locate(name, folder)
+    config = {"source": name, "size": size, "files": _signature(_files(name, folder), folder)}
 
     def compute(_: Path) -> Artifact:
         images, table, skipped = SOURCES[name].read(folder, size)
@@ -160,10 +163,17 @@ def _check_skipped(name: str, skipped: list[str], used: int) -> None:
     warnings.warn(f"{message} (skipped)", UserWarning, stacklevel=2)
 
 
-def _signature(paths: list[Path]) -> str:
+def _files(name: str, folder: Path | None) -> list[Path]:
+    """All files that source ``name`` would read."""
+    if name == "folder":
+        return [folder / "labels.csv", *(folder / file for file in read_labels(folder)["file"])]
+    found = SOURCES[name].found(folder)
+    return sorted(chain.from_iterable(p.rglob("*") if p.is_dir() else [p] for p in found))
+
+
+def _signature(files: list[Path], folder: Path | None) -> str:
     """A digest of names, sizes and times of all files: changed data are read again."""
-    files = sorted(chain.from_iterable(p.rglob("*") if p.is_dir() else [p] for p in paths))
-    stats = ((path.name, path.stat()) for path in files if path.is_file())
+    stats = ((f.relative_to(folder).as_posix(), f.stat()) for f in files if f.is_file())
     text = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -184,10 +194,15 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
             if file.is_file() and not file.is_symlink():
                 yield file.relative_to(path.parent).as_posix(), file.read_bytes()
         return
-    with tarfile.open(path, "r|*") as archive:
-        for member in archive:
-            if member.isfile():
-                yield member.name, archive.extractfile(member).read()
+    try:
+        with gzip.open(path) as raw, tarfile.open(fileobj=raw, mode="r|") as archive:
+            for member in archive:
+                if member.isfile():
+                    yield member.name, archive.extractfile(member).read()
+            while raw.read(2**20):  # tarfile takes a cut end for the end: only gzip's check tells
+                pass
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error}); get it anew") from error
 
 
 def _decode(item: tuple[str, bytes], size: int) -> tuple[str, np.ndarray | None]:
@@ -195,8 +210,10 @@ def _decode(item: tuple[str, bytes], size: int) -> tuple[str, np.ndarray | None]
     name, data = item
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.mode.startswith("I;16"):  # converting would cut off what is above 255
+                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
             small = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, NotImplementedError, Image.DecompressionBombError):
         return name, None
     return name, np.asarray(small).transpose(2, 0, 1)
 
@@ -355,7 +372,11 @@ def read_labels(folder: Path) -> pd.DataFrame:
         ValueError: for a missing or double ``file``, no attribute, or a file outside the folder.
     """
     path = folder / "labels.csv"
-    table = pd.read_csv(path, dtype={"file": str})
+    try:
+        table = pd.read_csv(path, dtype={"file": str}, keep_default_na=False, na_values=[""])
+    except (ValueError, UnicodeError) as error:
+        raise ValueError(f"{path} cannot be read as a table ({error})") from error
+    table = table.convert_dtypes()  # so that whole numbers stay whole where some are missing
     if "file" not in table or len(table.columns) < 2 or "split" in table:
         raise ValueError(
             f"{path}: needs a column 'file' and at least one more, none of them named 'split'; "

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 import relufair
@@ -178,11 +179,14 @@ def _read(folder: Path) -> Artifact:
         raise Damaged(f"{folder} is incomplete ({error})") from error
     if wrong:
         raise Damaged(f"{folder} is damaged ({', '.join(wrong)})")
-    return Artifact(
-        load_file(folder / "arrays.safetensors"),
-        {path.stem: pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))},
-        json.loads((folder / "config.json").read_text())["facts"],
-    )
+    try:
+        return Artifact(
+            load_file(folder / "arrays.safetensors"),
+            {path.stem: pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))},
+            json.loads((folder / "config.json").read_text())["facts"],
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise Damaged(f"{folder} cannot be read ({error})") from error
 
 
 def project_root() -> Path:

@@ -315,11 +315,9 @@ def _arrays(net: nn.Module) -> dict[str, np.ndarray]:
 
 
 def _reached(checkpoint: Path) -> float:
-    """The lowest count that this descent has seen; 0, so that it starts over, if unreadable."""
-    try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True)["objective"]["reached"]
-    except Exception:
-        return 0.0
+    """The lowest count that this descent has seen; 0, so that it starts over, if damaged."""
+    state = training.read_checkpoint(checkpoint)
+    return state["objective"]["reached"] if state else 0.0
 
 
 def _right(images: pd.DataFrame) -> np.ndarray:

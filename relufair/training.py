@@ -7,7 +7,8 @@ a training taken up again after an interruption is the training that was not int
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
+import io
 import math
 import os
 import platform
@@ -250,21 +251,29 @@ def _save(path: Path | None, net, optimizer, objective: Objective, log: list[dic
         "objective": objective.state(),
         "log": log,
     }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
-    torch.save(state, partial)
+    partial.write_bytes(hashlib.sha256(buffer.getbuffer()).digest() + buffer.getbuffer())
     partial.replace(path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """What :func:`fit` saved at ``path``; None, said on the terminal, where it is damaged.
+
+    Nothing in the file is executed, and nothing is read whose checksum does not fit.
+    """
+    data = path.read_bytes()
+    if hashlib.sha256(data[32:]).digest() != data[:32]:
+        print(f"relufair: {path} is damaged: starting over", file=sys.stderr)
+        return None
+    return torch.load(io.BytesIO(data[32:]), map_location="cpu", weights_only=True)
 
 
 def _resume(path: Path | None, net, optimizer, objective: Objective) -> list[dict]:
     """Load the checkpoint, if there is one, and return the log so far. Runs no code from it."""
-    if path is None or not path.exists():
-        return []
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        print(f"{path} is damaged ({type(error).__name__}): starting over", file=sys.stderr)
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+    state = read_checkpoint(path) if path and path.exists() else None
+    if state is None:
         return []
     net.load_state_dict(state["net"])
     optimizer.load_state_dict(state["optimizer"])
