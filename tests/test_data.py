@@ -319,10 +319,12 @@ def test_impossible_choices_are_refused(wrong, message):
         ({"target": "age"}, "target='age': allowed are digit, half"),
         ({"groups": "race"}, "groups='race': allowed are digit, half, label"),
         ({"groups": "half,race"}, "groups='race': allowed are digit, half, label"),
+        ({"keep": "1,0.5"}, "keep='1,0.5': 2 shares for 10 classes"),
+        ({"target": "half", "keep": "1,1,1"}, "keep='1,1,1': 3 shares for 2 classes"),
         ({"groups": "half,"}, "groups='': allowed are digit, half, label"),
     ],
 )
-def test_unknown_attributes_are_refused_before_an_image_is_read(monkeypatch, wrong, message):
+def test_what_the_data_lack_is_refused_before_an_image_is_read(monkeypatch, wrong, message):
     monkeypatch.setattr(data.sources, "load", None)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         data.load(Choice("digits", **wrong), 0, None, None)
