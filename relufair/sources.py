@@ -320,12 +320,13 @@ def _read_cifar10_images(path: Path, size: int) -> tuple[np.ndarray, pd.DataFram
         if image is not None and parts[name][0] in ("train", "test") and parts[name][1] in OBJECTS
     ]
     usable.sort(key=lambda name: (parts[name][0] == "test", name))
+    used = set(usable)
     labels = np.array([OBJECTS.index(parts[name][1]) for name in usable], int)
     files = ["/".join((*parts[name], Path(name).name)) for name in usable]
     table = pd.DataFrame({"file": files, "split": [parts[name][0] for name in usable]})
     table["object"], table["half"] = _category(labels, OBJECTS), _halves(labels)
     images = _stack([decoded[name] for name in usable], size)
-    return images, table, [name for name in decoded if name not in set(usable)]
+    return images, table, [name for name in decoded if name not in used]
 
 
 def _read_svhn(folder: Path, size: int) -> tuple[np.ndarray, pd.DataFrame, list[str]]:
