@@ -155,7 +155,11 @@ def test_the_headline_figure_is_drawn_from_the_published_table(tmp_path):
     assert compare_images(str(committed), str(tmp_path / "new.png"), tol=3) is None
 
 
-def test_the_readme_says_what_the_published_table_says():
-    """Its finding is the verdict, word for word."""
-    text = " ".join((project_root() / "README.md").read_text().split())
-    assert report.verdict(report.published("utkface-race-laptop")) in text
+@pytest.mark.parametrize(
+    ("page", "tables"), [("README.md", ["race"]), ("book/index.md", ["race", "age"])]
+)
+def test_pages_say_what_the_published_tables_say(page, tables):
+    """Their findings are the verdicts, word for word."""
+    text = " ".join((project_root() / page).read_text().split())
+    for name in tables:
+        assert report.verdict(report.published(f"utkface-{name}-laptop")) in text
