@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from statistics import median
 
 import numpy as np
@@ -113,7 +112,6 @@ def imports() -> None:
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", "the count fell")
     steps()
     budgets()
     imports()

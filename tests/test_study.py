@@ -35,8 +35,6 @@ GOLDEN = {
 }
 PINNED = ("4988e6724cf308c4304c4a43", "47a771379cb5")
 
-pytestmark = pytest.mark.filterwarnings("ignore:the count fell")
-
 
 def make(**changes):
     return AccuracyDrops(**PARAMETERS | changes)

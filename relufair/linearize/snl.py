@@ -7,7 +7,6 @@ through every budget: a network is taken down at each crossing.
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -91,13 +90,6 @@ class Descent(Distillation):
     def _cross(self, units: int, count: int) -> None:
         self.crossings[units] = self.steps
         check_apart(self.crossings)
-        if count < 0.95 * units - 1:
-            warnings.warn(
-                f"the count fell from above {units} to {count} in one step; the masks that fell last "
-                "are kept, to make up the budget",
-                RuntimeWarning,
-                stacklevel=2,
-            )
         self.on_crossing(units, masks.largest(self.net, units), count, self.steps)
         self.pending.remove(units)
 
