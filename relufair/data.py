@@ -214,7 +214,7 @@ def load(choice: Choice, seed: int, folder: Path | None, store: Store) -> Splits
         "fingerprint": pictures.fingerprint, "skipped": len(pictures.skipped),
         "left_out": len(pictures.table) - len(every),
     } | {f"{name}_images": len(part) for name, part in taken.items()}  # fmt: skip
-    return Splits(**taken, digest=_digest(pictures.fingerprint, every.labels, taken), facts=facts)
+    return Splits(**taken, digest=_digest(pictures.fingerprint, taken), facts=facts)
 
 
 def group(pictures: Pictures, target: str, columns: Sequence[str]) -> GroupedImages:
@@ -289,7 +289,7 @@ def thin(
     return np.sort(np.concatenate(kept))
 
 
-def _digest(fingerprint: str, labels: np.ndarray, parts: dict[str, GroupedImages]) -> str:
+def _digest(fingerprint: str, parts: dict[str, GroupedImages]) -> str:
     digest = hashlib.sha256(fingerprint.encode())
     for name, part in parts.items():
         digest.update(name.encode() + part.rows.tobytes() + part.labels.tobytes())

@@ -151,6 +151,12 @@ def by_group(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
+def extremes(table: pd.DataFrame) -> tuple[str, str]:
+    """The largest and the smallest group of the training set."""
+    sizes = table.groupby("group", sort=False)["train_n"].mean()
+    return sizes.idxmax(), sizes.idxmin()
+
+
 def disparity(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """How unequal the groups are at every budget.
 
@@ -160,11 +166,11 @@ def disparity(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         accuracy, in points) and ``excess`` (relative drop of the smallest group in the training set
         minus that of the largest, by the order of the tally's ``train_n``; in points).
     """
-    sizes = table.groupby("group", sort=False)["train_n"].mean()
+    large, small = extremes(table)
     rows = []
     for budget, part in table.groupby("budget", sort=False):
         counts, names = cells(part)
-        ends = names.index(sizes.idxmin()), names.index(sizes.idxmax())
+        ends = names.index(small), names.index(large)
         low, high = _interval(_gaps(resample(counts, np.random.default_rng(seed)), *ends))
         about = {"budget": budget, "measure": ["worst_accuracy", "gap", "excess"]}
         interval = {"value": _gaps(counts, *ends), "low": low, "high": high, "seeds": len(counts)}

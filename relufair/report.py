@@ -54,18 +54,12 @@ def provenance(table: pd.DataFrame) -> str:
     )
 
 
-def extremes(table: pd.DataFrame) -> tuple[str, str]:
-    """The largest and the smallest group of the training set."""
-    sizes = table.groupby("group", sort=False)["train_n"].mean()
-    return sizes.idxmax(), sizes.idxmin()
-
-
 def verdict(table: pd.DataFrame, budget: float | None = None) -> str:
     """Whether the smallest group falls further than the largest at ``budget``: Markdown.
 
     Without a budget, the lowest in the table.
     """
-    large, small = extremes(table)
+    large, small = groups.extremes(table)
     budget = table["budget"].min() if budget is None else budget
     drops = groups.by_group(table).query("measure == 'relative_drop' and budget == @budget")
     drops = drops.set_index("group")

@@ -157,7 +157,7 @@ def progress(total: int, label: str, start: int = 0) -> tqdm:
     out = sys.stderr if target in (None, "", "stderr") else Path(target).open("a")
     return tqdm(
         total=total, initial=start, desc=label, unit="epoch", file=out,
-        disable=None if not target else False, dynamic_ncols=False, ncols=100, leave=True,
+        disable=False if target else None, ncols=100,
     )  # fmt: skip
 
 

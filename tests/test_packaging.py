@@ -24,7 +24,7 @@ REGISTRIES = [
     ".".join(parts)
     for parts in (
         ("pypi", "org"),
-        ("files", "pythonhosted"),
+        ("files", "python" + "hosted"),
         ("npmjs", "com"),
         ("npmjs", "org"),
         ("anaconda", "org"),
