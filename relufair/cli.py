@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import datetime
+import logging
 import os
 import sys
 import tempfile
@@ -122,6 +123,22 @@ def check_parameters(short: str, parameters: dict[str, Any], folder: Path | None
 # Running ----------------------------------------------------------------------------------------
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Make Ctrl-C one line that says how to go on, and the shell's exit code for it."""
+    for name in ("papermill", "asyncio"):  # else they complain of a kernel that is gone
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(
+            "\nInterrupted. The same command goes on from the last epoch. What was finished before "
+            "is kept in the store.",
+            err=True,
+        )
+        sys.exit(130)
+
+
 @main.command()
 @click.argument("notebook")
 @click.option(
@@ -130,6 +147,7 @@ def check_parameters(short: str, parameters: dict[str, Any], folder: Path | None
 @click.option("--tier", type=click.Choice(TIERS), help="Start from this tier's parameters.")
 @click.option("--data", help="Folder with the data sets (or set RELUFAIR_DATA).")
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder (default: runs/...).")
+@interruptible()
 def run(
     notebook: str, given: tuple[str, ...], tier: str | None, data: str | None, out: Path | None
 ) -> None:
@@ -177,15 +195,14 @@ def _execute(path: Path, target: Path, parameters: dict[str, Any], root: Path) -
     try:
         with progress_shown():
             papermill.execute_notebook(
-                path, target, parameters, cwd=str(root), progress_bar=False, kernel_name="python3"
-            )
+                path, target, parameters, cwd=str(root), progress_bar=False,
+                kernel_name="python3", extra_arguments=["--log-level=ERROR"],
+                shutdown_kernel="immediate",  # after Ctrl-C it would go on for seconds, and complain
+            )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         click.echo("".join(error.traceback), err=True)
         click.echo(f"{target} shows the cell that failed.", err=True)
         raise click.ClickException(f"{error.ename}: {error.evalue}") from error
-    except KeyboardInterrupt:
-        click.echo("\nInterrupted. The same command goes on from the last epoch.", err=True)
-        sys.exit(130)
     click.echo(f"Done in {time.perf_counter() - start:.0f} s.", err=True)
 
 

@@ -86,7 +86,7 @@ class Choice:
             ``label``: the classes themselves, as in the paper; ``auto``: the data set's usual one.
         keep: share of each class kept for training: ``paper`` (90 % of classes 0–4 and 10 % of
             classes 5–9 for digits and CIFAR-10, all of the others), ``all``, or one number a class,
-            joined by commas.
+            joined by commas. Every value of the target is a class here, also one that no image has.
         keep_in_test: apply these shares to validation and test, too.
         size: side of the images in pixels, at least 16; 0: the data set's usual one.
     """
@@ -131,7 +131,7 @@ class Choice:
         chosen.shares(attributes[chosen.target])
 
     def shares(self, classes: int) -> tuple[float, ...]:
-        """Share of each class to keep for training."""
+        """Share of each class to keep for training; ``classes`` is the target's number of values."""
         fixed = self._shares()
         if fixed is None:
             fixed = PROTOCOL if self.keep == "paper" and self._halved() else (1.0,) * classes
@@ -188,6 +188,9 @@ def load(choice: Choice, seed: int, folder: Path | None, store: Store) -> Splits
     chosen.check(folder)
     pictures = sources.load(chosen.dataset, chosen.size, folder, store)
     every = group(pictures, chosen.target, chosen.group_columns())
+    values = [str(value) for value in pictures.table[chosen.target].cat.categories]
+    kept = dict(zip(values, chosen.shares(len(values)), strict=True))
+    shares = [kept[name] for name in every.classes]
     official = pictures.table["split"].to_numpy()[every.rows] if "split" in pictures.table else None
     parts = dict(
         zip(
@@ -199,7 +202,6 @@ def load(choice: Choice, seed: int, folder: Path | None, store: Store) -> Splits
     for number, name in enumerate(parts):
         if name == "train" or chosen.keep_in_test:
             rng = np.random.default_rng([seed, number])
-            shares = chosen.shares(len(every.classes))
             parts[name] = thin(every.labels, parts[name], shares, rng)
     taken = {name: every.take(index) for name, index in parts.items()}
     for name, part in taken.items():
@@ -256,7 +258,7 @@ def split(
         names: of the classes, for messages.
 
     Raises:
-        ValueError: for a class of fewer than 13 samples.
+        ValueError: for a class of fewer than 13 samples, or too few in the given training set.
     """
     from sklearn.model_selection import train_test_split
 
@@ -272,10 +274,21 @@ def split(
         rest, test = train_test_split(every, test_size=TEST, stratify=labels, random_state=seed)
     else:
         rest, test = every[official == "train"], every[official == "test"]
+        _check_official(np.bincount(labels[rest], minlength=len(counts)), names)
     train, validation = train_test_split(
         rest, test_size=VALIDATION, stratify=labels[rest], random_state=seed
     )
     return np.sort(train), np.sort(validation), np.sort(test)
+
+
+def _check_official(counts: np.ndarray, names: Sequence[str] | None) -> None:
+    """Raise an error unless a validation set can be split off classes of these sizes."""
+    if counts.min() < 2 or counts.sum() * VALIDATION <= len(counts) - 1:
+        rarest = (names or range(len(counts)))[counts.argmin()]
+        raise ValueError(
+            f"class {rarest} has {counts.min()} samples in the official training part: to split off "
+            f"validation takes 2 of each class, and {1 / VALIDATION:.0f} a class on average"
+        )
 
 
 def thin(

@@ -1,7 +1,8 @@
 """Where images come from: five sources, each read once and kept as small unsigned bytes.
 
 A source yields :class:`Pictures`: all images at one size, and a table with a row an image. Archives
-are read as they come and never unpacked; nothing is written into the data folder.
+are read as they come; nothing is written into the data folder. Image files may be of the
+:data:`FORMATS` below, with 8 bits a channel; 16 bits are scaled down.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import io
 import os
 import re
 import tarfile
+import tempfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -26,8 +28,10 @@ from PIL import Image
 
 from relufair.store import Artifact, Store
 
-VERSION = 1  # of what the readers below return; part of the cache's key
+VERSION = 2  # of what the readers below return; part of the cache's key
 MAX_SKIPPED = 0.01
+#: The kinds of image files that are read. No other decoder of Pillow's ever sees a file.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 RACES = ("White", "Black", "Asian", "Indian", "Others")
 GENDERS = ("male", "female")
 AGES = {"0–1": 0, "2–12": 2, "13–17": 13, "18–64": 18, "65+": 65}  # first year of each band
@@ -43,7 +47,7 @@ class Pictures:
         images: (n, C, S, S), uint8, in the order of ``table``.
         table: a row an image: ``file``, one ordered categorical column an attribute, and ``split``
             (``train``, ``test``) where the source has an official test set.
-        skipped: names of the images that could not be used.
+        skipped: names of the images that could not be used, with the reason where it is not plain.
         fingerprint: SHA-256 of images and table.
     """
 
@@ -66,6 +70,7 @@ class Source:
         size: side of the images by default, in pixels.
         expected: number of usable images in the data set as distributed, or None.
         files: what to look for in the data folder; any one of these groups suffices.
+        holds: what to look for in these files, in words.
         download: fetches it with checksums, where that is allowed.
         halved: whether the paper's protocol unbalances its classes.
     """
@@ -80,6 +85,7 @@ class Source:
     size: int = 32
     expected: int | None = None
     files: tuple[tuple[str, ...], ...] = ()
+    holds: str = "images"
     download: Callable[[Path], None] | None = None
     halved: bool = False
 
@@ -135,13 +141,17 @@ def load(name: str, size: int, folder: Path | None, store: Store) -> Pictures:
 
     Raises:
         FileNotFoundError: if the data set is not there.
-        ValueError: if more than 1 % of its images cannot be used.
+        ValueError: if it holds no images, or more than 1 % of them cannot be used.
     """
-    locate(name, folder)
+    paths = locate(name, folder)
     config = {"source": name, "size": size, "files": _signature(_files(name, folder), folder)}
 
     def compute(_: Path) -> Artifact:
-        images, table, skipped = SOURCES[name].read(folder, size)
+        source = SOURCES[name]
+        images, table, skipped = source.read(folder, size)
+        if not len(images) and not skipped:
+            where = " + ".join(map(str, paths))
+            raise ValueError(f"dataset={name!r}: no {source.holds} in {where}. {source.how}")
         _check_skipped(name, skipped, len(images))
         facts = {"skipped": skipped, "fingerprint": _fingerprint(images, table)}
         return Artifact({"images": images}, {"table": table}, facts)
@@ -154,12 +164,15 @@ def load(name: str, size: int, folder: Path | None, store: Store) -> Pictures:
 
 
 def _check_skipped(name: str, skipped: list[str], used: int) -> None:
-    if not skipped and used:
+    if not skipped:
         return
     names = ", ".join(skipped[:10]) + (", …" if len(skipped) > 10 else "")
     message = f"{name}: {len(skipped)} of {used + len(skipped)} images cannot be used: {names}"
-    if len(skipped) > MAX_SKIPPED * (used + len(skipped)) or not used:
-        raise ValueError(f"{message}. More than {MAX_SKIPPED:.0%}: is this the right data?")
+    if len(skipped) > MAX_SKIPPED * (used + len(skipped)):
+        raise ValueError(
+            f"{message}. More than {MAX_SKIPPED:.0%}: is this the right data? Image files may be "
+            f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        )
     warnings.warn(f"{message} (skipped)", UserWarning, stacklevel=2)
 
 
@@ -205,22 +218,50 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
         raise ValueError(f"{path} is damaged ({error}); get it anew") from error
 
 
-def _decode(item: tuple[str, bytes], size: int) -> tuple[str, np.ndarray | None]:
-    """The image as (3, size, size) bytes, or None where the bytes are no image."""
+class Deep(ValueError):
+    """The pixels of an image do not fit into 8 bits."""
+
+
+def _decode(item: tuple[str, bytes], size: int) -> tuple[str, np.ndarray | str]:
+    """The image as (3, size, size) bytes, or else why it cannot be used: empty if it is no image.
+
+    Grey pixels of 16 bits are divided by 257, so that white stays white; of coloured ones the upper
+    8 bits count. Pixels of 32 bits, whole or floating-point, are taken if all of them are whole
+    numbers from 0 to 255 and refused otherwise: only their author knows which value is white.
+    """
     name, data = item
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith("I;16"):  # converting would cut off what is above 255
-                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-            small = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            colour = _eight_bits(image).convert("RGB")
+            small = colour.resize((size, size), Image.Resampling.BILINEAR)
+    except Deep as error:
+        return name, str(error)
     except (OSError, ValueError, SyntaxError, NotImplementedError, Image.DecompressionBombError):
-        return name, None
+        return name, ""
     return name, np.asarray(small).transpose(2, 0, 1)
 
 
-def _decode_all(items: Iterable[tuple[str, bytes]], size: int) -> dict[str, np.ndarray | None]:
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The same image with 8 bits a channel; Pillow's own conversion would cut off at 255."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(((np.asarray(image).astype(int) + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        deep = np.asarray(image)
+        if not np.isin(deep, np.arange(256)).all():
+            raise Deep("32-bit pixels other than 0 to 255: save it with 8 or 16 bits")
+        return Image.fromarray(deep.astype(np.uint8))
+    return image
+
+
+def _skipped(decoded: dict[str, np.ndarray | str], used: Collection[str]) -> list[str]:
+    """Names of the images that are not ``used``, with the decoder's reason in brackets."""
+    left = {name: image for name, image in decoded.items() if name not in used}
+    return [f"{n} ({i})" if isinstance(i, str) and i else n for n, i in left.items()]
+
+
+def _decode_all(items: Iterable[tuple[str, bytes]], size: int) -> dict[str, np.ndarray | str]:
     """All images by name, in sorted order; decoded by as many threads as there are cores."""
-    decoded: dict[str, np.ndarray | None] = {}
+    decoded: dict[str, np.ndarray | str] = {}
     items = iter(items)
     with ThreadPoolExecutor() as pool:
         while some := list(islice(items, 1024)):  # so that an archive need not fit into memory
@@ -266,8 +307,7 @@ def _read_utkface(folder: Path, size: int) -> tuple[np.ndarray, pd.DataFrame, li
         (Path(name).name, data) for name, data in _members(path) if name[-4:].lower() == ".jpg"
     )
     decoded = _decode_all(files, size)
-    usable = {n: i for n, i in decoded.items() if i is not None and _FACE.fullmatch(n)}
-    skipped = [name for name in decoded if name not in usable]
+    usable = {n: i for n, i in decoded.items() if not isinstance(i, str) and _FACE.fullmatch(n)}
     fields = np.array([_FACE.fullmatch(n).group(1, 2, 3) for n in usable], int).reshape(-1, 3)
     band = np.searchsorted(list(AGES.values()), fields[:, 0], side="right") - 1
     table = pd.DataFrame({"file": list(usable)})
@@ -276,7 +316,7 @@ def _read_utkface(folder: Path, size: int) -> tuple[np.ndarray, pd.DataFrame, li
     table["age5"] = _category(band, AGES)
     table["gender"] = _category(fields[:, 1], GENDERS)
     table["race"] = _category(fields[:, 2], RACES)
-    return _stack(list(usable.values()), size), table, skipped
+    return _stack(list(usable.values()), size), table, _skipped(decoded, usable)
 
 
 def _resized(images: np.ndarray, size: int) -> np.ndarray:
@@ -301,8 +341,32 @@ def _ten_classes(
 
 def _read_cifar10(folder: Path, size: int) -> tuple[np.ndarray, pd.DataFrame, list[str]]:
     path = SOURCES["cifar10"].found(folder)[0]
-    if path.name != "cifar-10-batches-py":
-        return _read_cifar10_images(path, size)
+    if path.name == "cifar-10-batches-py":
+        return _read_cifar10_batches(folder, size)
+    if path.name == "cifar-10-python.tar.gz":
+        return _read_cifar10_archive(path, size)
+    return _read_cifar10_images(path, size)
+
+
+def _read_cifar10_archive(path: Path, size: int) -> tuple[np.ndarray, pd.DataFrame, list[str]]:
+    """The official archive: its batches, and nothing else of it, in a folder of their own."""
+    from torchvision.datasets import CIFAR10
+
+    names = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
+    wanted = {f"{CIFAR10.base_folder}/{name}" for name in [*names, CIFAR10.meta["filename"]]}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        (place / CIFAR10.base_folder).mkdir()
+        for name, data in _members(path):
+            if name in wanted:
+                (place / name).write_bytes(data)
+        try:
+            return _read_cifar10_batches(place, size)
+        except RuntimeError as error:
+            raise ValueError(f"{path} is damaged ({error}); get it anew") from error
+
+
+def _read_cifar10_batches(folder: Path, size: int) -> tuple[np.ndarray, pd.DataFrame, list[str]]:
     from torchvision.datasets import CIFAR10  # compares the official checksums before it reads
 
     parts = {part: CIFAR10(folder, train=part == "train") for part in ("train", "test")}
@@ -317,16 +381,17 @@ def _read_cifar10_images(path: Path, size: int) -> tuple[np.ndarray, pd.DataFram
     usable = [
         name
         for name, image in decoded.items()
-        if image is not None and parts[name][0] in ("train", "test") and parts[name][1] in OBJECTS
+        if not isinstance(image, str)
+        and parts[name][0] in ("train", "test")
+        and parts[name][1] in OBJECTS
     ]
     usable.sort(key=lambda name: (parts[name][0] == "test", name))
-    used = set(usable)
     labels = np.array([OBJECTS.index(parts[name][1]) for name in usable], int)
     files = ["/".join((*parts[name], Path(name).name)) for name in usable]
     table = pd.DataFrame({"file": files, "split": [parts[name][0] for name in usable]})
     table["object"], table["half"] = _category(labels, OBJECTS), _halves(labels)
     images = _stack([decoded[name] for name in usable], size)
-    return images, table, [name for name in decoded if name not in used]
+    return images, table, _skipped(decoded, set(usable))
 
 
 def _read_svhn(folder: Path, size: int) -> tuple[np.ndarray, pd.DataFrame, list[str]]:
@@ -353,10 +418,10 @@ def _download_svhn(folder: Path) -> None:
 def _read_folder(folder: Path, size: int) -> tuple[np.ndarray, pd.DataFrame, list[str]]:
     table = read_labels(folder)
     decoded = _decode_all(((name, _bytes(folder / name)) for name in table["file"]), size)
-    good = table["file"].map(lambda name: decoded[name] is not None)
-    table = table[good].sort_values("file", ignore_index=True)
+    usable = {name for name, image in decoded.items() if not isinstance(image, str)}
+    table = table[table["file"].isin(usable)].sort_values("file", ignore_index=True)
     images = _stack([decoded[name] for name in table["file"]], size)
-    return images, table, [name for name, image in decoded.items() if image is None]
+    return images, table, _skipped(decoded, usable)
 
 
 def _bytes(path: Path) -> bytes:
@@ -415,6 +480,7 @@ SOURCES = {
         {"age": 4, "age5": 5, "gender": 2, "race": 5},
         target="race", groups="label", expected=23704,
         files=(("UTKFace",), ("UTKFace.tar.gz",)),
+        holds="images named [age]_[gender]_[race]_[date].jpg",
     ),
     "cifar10": Source(
         _read_cifar10,
@@ -424,7 +490,9 @@ SOURCES = {
         "edition as image files) into the data folder.",
         {"object": 10, "half": 2},
         target="object", groups="label", expected=60000,
-        files=(("cifar-10-batches-py",), ("CIFAR-10-images",), ("CIFAR-10-images.tar.gz",)),
+        files=(("cifar-10-batches-py",), ("cifar-10-python.tar.gz",),
+               ("CIFAR-10-images",), ("CIFAR-10-images.tar.gz",)),
+        holds="images named {train,test}/<class>/<name>",
         download=_download_cifar10, halved=True,
     ),
     "svhn": Source(
@@ -443,6 +511,6 @@ SOURCES = {
         "Put your images and a labels.csv (columns: file, and one for each attribute) into a "
         "folder and give it as --data.",
         {},
-        target="label", groups="label", files=(("labels.csv",),),
+        target="label", groups="label", files=(("labels.csv",),), holds="names of images",
     ),
 }  # fmt: skip

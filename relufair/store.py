@@ -8,7 +8,6 @@ is said, set aside and computed anew. One process computes a key, others that wa
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import json
@@ -97,16 +96,11 @@ class Store:
     def get(self, kind: str, version: int, config: Mapping[str, Any]) -> Artifact | None:
         """The artifact, or None where there is none. A damaged one is said and set aside."""
         path = self.path(kind, version, config)
-        if not path.exists():
-            return None
         try:
-            return _read(path)
-        except Damaged as error:
-            print(f"relufair: {error}; computing it anew", file=sys.stderr)
-            aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
-            with contextlib.suppress(FileNotFoundError):  # another process set it aside
-                path.rename(aside)
-            return None
+            return _read(path) if path.exists() else None
+        except Damaged:  # or another process is just putting a good copy in its place
+            with self.lock(kind, version, config):
+                return _read_or_set_aside(path)
 
     def put(
         self, kind: str, version: int, config: Mapping[str, Any], artifact: Artifact
@@ -144,7 +138,8 @@ class Store:
         if found is not None:
             return found
         with self.lock(kind, version, config):
-            found = self.get(kind, version, config)  # computed while we waited?
+            # Computed while we waited?
+            found = _read_or_set_aside(self.path(kind, version, config))
             if found is not None:
                 return found
             work, start = self.workplace(kind, version, config), time.perf_counter()
@@ -169,6 +164,16 @@ def _write(folder: Path, description: dict[str, Any], artifact: Artifact) -> Non
     sums = {path.name: checksum(path) for path in sorted(folder.iterdir())}
     (folder / "checksums.json").write_text(json.dumps(sums, indent=1))
     artifact.facts = facts
+
+
+def _read_or_set_aside(path: Path) -> Artifact | None:
+    """What :meth:`Store.get` returns, for the holder of the artifact's lock: no other moves it."""
+    try:
+        return _read(path) if path.exists() else None
+    except Damaged as error:
+        print(f"relufair: {error}; computing it anew", file=sys.stderr)
+        path.rename(path.with_name(f"{path.name}.damaged-{time.time_ns()}"))
+        return None
 
 
 def _read(folder: Path) -> Artifact:

@@ -358,7 +358,7 @@ class AccuracyDrops:
         for name in ("width", "workers"):
             config.whole(name, getattr(self, name), 1)
         for seed in self.seeds:
-            config.whole("seeds", seed, 0)
+            config.whole("seeds", seed, 0, config.LARGEST_SEED)
         config.schedule(self.schedule, self.training)
         net = models.build(self.arch, classes=2, channels=1, width=self.width)
         relus = masks.total(masks.masked(net, (1, self.choice.size, self.choice.size)))

@@ -87,9 +87,10 @@ class DecisionBoundary:
         config.in_range("lr", self.lr, 1e-6)
         config.whole("samples", self.samples, 20)
         config.whole("steps", self.steps, 1)
-        for name, low in {"hidden": 1, "seeds": 0}.items():
-            for value in getattr(self, name):
-                config.whole(name, value, low)
+        for width in self.hidden:
+            config.whole("hidden", width, 1)
+        for seed in self.seeds:
+            config.whole("seeds", seed, 0, config.LARGEST_SEED)
         config.distinct("seeds", self.seeds)
         config.distinct("budgets", self.budgets)
         if not self.hidden:

@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,18 +148,18 @@ def _fuses(net: nn.Module) -> bool:
     return next(net.parameters()).device.type in ("cpu", "cuda")
 
 
-def progress(total: int, label: str, start: int = 0) -> tqdm:
+@contextmanager
+def progress(total: int, label: str, start: int = 0) -> Iterator[tqdm]:
     """A bar with the time left, on a terminal or where ``RELUFAIR_PROGRESS`` says.
 
     The variable may be ``stderr`` or the path of a file to append to; without it, and without a
     terminal, there is no bar.
     """
     target = os.environ.get("RELUFAIR_PROGRESS")
-    out = sys.stderr if target in (None, "", "stderr") else Path(target).open("a")
-    return tqdm(
-        total=total, initial=start, desc=label, unit="epoch", file=out,
-        disable=False if target else None, ncols=100,
-    )  # fmt: skip
+    shown = nullcontext(sys.stderr) if target in (None, "", "stderr") else Path(target).open("a")
+    about = {"total": total, "initial": start, "desc": label, "unit": "epoch", "ncols": 100}
+    with shown as out, tqdm(**about, file=out, disable=False if target else None) as bar:
+        yield bar
 
 
 def fit(

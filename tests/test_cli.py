@@ -4,9 +4,12 @@ import ast
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import types
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -86,6 +89,7 @@ DROPS = {
     "seeds=[]": r"seeds=\[\]: must name at least one",
     "seeds=[-1]": r"seeds=-1: must be a whole number of at least 0",
     "seeds=[0.5]": r"seeds=0\.5: must be",
+    "seeds=[4294967296]": r"seeds=4294967296: must be .* at least 0 and at most 4294967295",
     "seeds=0": r"seeds=0: must be a list such as \[0, 1\]",
     "schedule=foo": r"schedule='foo': allowed are ci, laptop, paper",
     "training={foo: 1}": r"training='foo': allowed are teacher_epochs",
@@ -286,6 +290,22 @@ def test_progress_of_another_process_is_shown(capsys):
     assert "teacher: 2/3 [00:02<00:01]" in shown.err and not shown.out
 
 
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_a_progress_bar_closes_its_file(tmp_path, monkeypatch, error):
+    """Also where the training is interrupted."""
+    from relufair import training
+
+    monkeypatch.setenv("RELUFAIR_PROGRESS", str(tmp_path / "progress"))
+    with nullcontext() if error is None else pytest.raises(error):
+        with training.progress(3, "teacher") as bar:
+            file = bar.fp
+            bar.update()
+            if error:
+                raise error
+    assert file.closed
+    assert "teacher:  33%" in (tmp_path / "progress").read_text()
+
+
 def test_an_interruption_says_how_to_go_on(tmp_path, executed, monkeypatch):
     """With the shell's exit code for it."""
 
@@ -395,6 +415,7 @@ def test_data_says_what_is_wrong_with_a_folder(tmp_path):
     [
         ("svhn", {"train_32x32.mat": b"no", "test_32x32.mat": b"no"}),
         ("cifar10", {"cifar-10-batches-py/data_batch_1": b"no"}),
+        ("cifar10", {"cifar-10-python.tar.gz": b"no"}),
         ("cifar10", {"CIFAR-10-images.tar.gz": b"no"}),
         ("utkface", {"UTKFace.tar.gz": b"no"}),
         ("folder", {"labels.csv": b""}),
@@ -524,6 +545,40 @@ def test_a_failing_cell_is_a_failing_command(failing):
     cells = nbformat.read(out / "09_fail.ipynb", as_version=4).cells
     text = "\n".join(str(cell.get("outputs")) for cell in cells)
     assert "so far so good" in text and "never" not in text
+
+
+def interrupted(folder, code, *arguments):
+    """Start a command, wait for its file ``started``, and press Ctrl-C as a terminal would."""
+    command = [sys.executable, "-W", "default", "-c", code, *map(str, arguments)]
+    running = subprocess.Popen(
+        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    try:
+        while not (folder / "started").exists() and running.poll() is None:
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    return running.returncode, out, err
+
+
+def test_ctrl_c_is_one_line(failing):
+    """No traceback of the kernel, and the shell's exit code."""
+    path = failing / "notebooks" / "09_fail.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].source = "open('started', 'x').close(); import time; time.sleep(600)"
+    nbformat.write(notebook, path)
+    arguments = (Path(__file__).parent, "run", "fail", "-p", "number=3", "--out", failing / "out")
+    code, out, err = interrupted(failing, FAIL, *arguments)
+    assert code == 130 and not out
+    running, *lines = filter(None, err.splitlines())
+    assert running.startswith("Running 09_fail.ipynb into ")
+    assert lines == [
+        "Interrupted. The same command goes on from the last epoch. What was finished before is kept "
+        "in the store."
+    ]
 
 
 def test_without_an_output_folder_there_is_a_new_one(failing, executed, monkeypatch):

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from relufair import data
+from relufair import config, data
 from relufair.data import Choice, GroupedImages
 from relufair.sources import SOURCES, Pictures, Source
 from relufair.store import Store
@@ -130,6 +131,34 @@ def test_an_official_test_set_is_respected():
         np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(150))
         assert len(parts[1]) == np.ceil(0.1 * (official == "train").sum())
     assert not np.array_equal(one[1], two[1])
+
+
+@pytest.mark.parametrize("train", [[30, 1, 30], [30, 30, 0], [7, 7, 6]])
+def test_a_tiny_class_of_an_official_training_set_is_named(train):
+    """Also where each class has two, but all of them too few for a validation set of each."""
+    labels = np.repeat(np.arange(3), 50)
+    official = np.where(np.arange(150) % 50 < np.repeat(train, 50), "train", "test")
+    rarest = "abc"[np.argmin(train)]
+    message = f"class {rarest} has {min(train)} samples in the official training part: .* 2 of each"
+    with pytest.raises(ValueError, match=message):
+        data.split(labels, 0, official, "abc")
+
+
+@pytest.mark.parametrize("train", [[2, 2, 17], [7, 7, 7], [2, 30, 30]])
+def test_the_smallest_official_training_sets_work(train):
+    """What is large enough by our own words gives all classes a place in training."""
+    labels = np.repeat(np.arange(3), 50)
+    official = np.where(np.arange(150) % 50 < np.repeat(train, 50), "train", "test")
+    for seed in range(5):
+        assert set(labels[data.split(labels, seed, official)[0]]) == {0, 1, 2}
+
+
+def test_the_largest_seed_splits():
+    """It is the largest that scikit-learn takes."""
+    labels = labels_of([20, 20])
+    assert sum(map(len, data.split(labels, config.LARGEST_SEED))) == 40
+    with pytest.raises(ValueError, match="random_state"):
+        data.split(labels, config.LARGEST_SEED + 1)
 
 
 @pytest.mark.parametrize("rare", [0, 1, 3, 9])
@@ -334,6 +363,39 @@ def test_as_many_shares_as_classes(toy, tmp_path):
     toy(label=category(["a", "b"] * 40, ["a", "b"]))
     with pytest.raises(ValueError, match="keep='1,1,1': 3 shares for 2 classes"):
         load(tmp_path, keep="1,1,1")
+
+
+GONE = {  # of the values a, b and c of the target, the images that are left have a and c
+    "no image has it": category(["a", "c"] * 40, list("abc")),
+    "its images lack a group": category(["a", "c"] * 40 + ["b"] * 40, list("abc")),
+}
+
+
+@pytest.mark.parametrize("label", GONE.values(), ids=GONE)
+def test_every_value_of_the_target_has_a_share(toy, tmp_path, label):
+    """Also one that has no image left: its share is there, and not taken for another's."""
+    kind = ["x", "x", "y", "y"] * 20 + [None] * (len(label) - 80)
+    toy(label=label, kind=category(kind, ["x", "y"]))
+    whole = load(tmp_path, groups="kind")
+    assert whole.train.classes == ("a", "c")
+    thinned = load(tmp_path, groups="kind", keep="0.5,0,1")
+    counts, full = (np.bincount(s.train.labels) for s in (thinned, whole))
+    assert counts.tolist() == [round(full[0] / 2), full[1]]
+    wrong = Choice("toy", groups="kind", keep="0.5,1")
+    message = r"^keep='0\.5,1': 2 shares for 3 classes$"
+    with pytest.raises(ValueError, match=message):
+        wrong.check(None)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, groups="kind", keep="0.5,1")
+
+
+def test_the_protocol_goes_by_the_value_of_a_class(toy, monkeypatch, tmp_path):
+    """Where one of the ten classes is missing, the others keep their own shares."""
+    digits = [str(d) for d in range(10)]
+    toy(label=category([d for d in digits if d != "2"] * 40, digits))
+    monkeypatch.setitem(SOURCES, "toy", replace(SOURCES["toy"], halved=True))
+    full, kept = (load(tmp_path, keep=keep).train.sizes() for keep in ("all", "paper"))
+    assert kept == {d: round((0.9 if d < "5" else 0.1) * n) for d, n in full.items()}
 
 
 def test_what_is_left_open_is_filled_in():

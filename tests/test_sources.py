@@ -6,7 +6,10 @@ import io
 import os
 import pickle
 import random
+import re
+import shutil
 import tarfile
+import tempfile
 import time
 import warnings
 from collections import Counter
@@ -176,23 +179,34 @@ def test_too_many_unusable_faces_are_an_error(tmp_path):
     assert not list((tmp_path / "store").glob("images/*"))
 
 
-def test_a_folder_without_any_face_is_an_error(tmp_path):
-    (tmp_path / "UTKFace").mkdir()
-    with pytest.raises(ValueError, match="utkface"):
-        sources.load("utkface", 16, tmp_path, Store(tmp_path / "store"))
+@pytest.mark.parametrize(
+    ("name", "file", "wanted"),
+    [
+        ("utkface", "UTKFace/README.txt", "images named [age]_[gender]_[race]_[date].jpg"),
+        ("cifar10", "CIFAR-10-images/README", "images named {train,test}/<class>/<name>"),
+        ("folder", "labels.csv", "names of images"),
+    ],
+)
+def test_a_place_without_any_image_is_an_error(tmp_path, name, file, wanted):
+    """It says what was looked for, where, and how to get it."""
+    write(tmp_path, {file: b"file,label\n"})
+    where = tmp_path / SOURCES[name].found(tmp_path)[0].name
+    message = f"dataset={name!r}: no {wanted} in {where}. {SOURCES[name].how}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        sources.load(name, 16, tmp_path, Store(tmp_path / "store"))
 
 
 @given(st.integers(0, 10_000), st.integers(0, 10_000))
 @settings(max_examples=60)
 @example(99, 1)
 @example(100, 1)
-@example(0, 0)
+@example(0, 1)
 def test_the_limit_is_one_percent(used, bad):
-    """Exactly 1 % passes with a warning, more does not, and none passes silently."""
+    """Exactly 1 % passes with a warning, more does not, and none bad passes silently."""
     names = [f"{i}.jpg" for i in range(bad)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if used and bad <= 0.01 * (used + bad):
+        if bad <= 0.01 * (used + bad):
             sources._check_skipped("toy", names, used)
             assert len(caught) == (bad > 0)
         else:
@@ -277,7 +291,7 @@ def test_a_damaged_archive_is_an_error_that_names_it(tmp_path, damage):
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "WEBP", "PPM"]),
+    st.sampled_from(sources.FORMATS),
     st.integers(0, 2**32),
     st.integers(0, 8),
     st.one_of(st.none(), st.floats(0, 1)),
@@ -294,16 +308,22 @@ def test_no_bytes_can_break_the_decoder(kind, seed, flips, cut):
         warnings.simplefilter("ignore")
         name, image = sources._decode(("x", bytes(raw)), 16)
     assert name == "x"
-    assert image is None or (image.shape == (3, 16, 16) and image.dtype == np.uint8)
+    if not isinstance(image, str):
+        assert image.shape == (3, 16, 16) and image.dtype == np.uint8
 
 
-def test_an_unknown_kind_of_image_is_skipped():
-    """Pillow has other errors than the usual ones for formats that it knows only in part."""
-    stream = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(stream, "DDS")
-    raw = bytearray(stream.getvalue())
-    raw[80:84] = bytes(4)  # no pixel format
-    assert sources._decode(("x", bytes(raw)), 16) == ("x", None)
+@pytest.mark.parametrize("kind", sources.FORMATS)
+def test_the_documented_kinds_of_image_are_read(kind):
+    _, image = sources._decode(("x", picture((10, 200, 90), 16, kind)), 16)
+    assert np.abs(image.mean((1, 2)) - [10, 200, 90]).max() < 4
+
+
+@pytest.mark.parametrize("kind", ["DDS", "ICO", "JPEG2000", "PCX", "PPM", "SGI", "TGA"])
+def test_no_other_decoder_is_reached(kind):
+    """Pillow would read them, and some dozen more that hardly anyone looks after."""
+    raw = picture((10, 200, 90), 16, kind)
+    Image.open(io.BytesIO(raw)).load()
+    assert sources._decode(("x.jpg", raw), 16) == ("x.jpg", "")
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK"])
@@ -315,14 +335,43 @@ def test_every_usual_mode_becomes_colour(mode):
     assert image.shape == (3, 16, 16) and image.min() >= 254
 
 
-def test_sixteen_bits_are_not_cut_off():
-    """A grey image of 16 bits keeps its contrast, or is skipped; it does not turn white."""
-    deep = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+def stored(pixels, kind="TIFF"):
+    """The bytes of a grey image of these pixels, in their own type."""
     stream = io.BytesIO()
-    Image.fromarray(deep).save(stream, "PNG")
-    _, image = sources._decode(("x", stream.getvalue()), 32)
-    if image is not None:
-        np.testing.assert_allclose(image[0], deep / 257, atol=2)
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_sixteen_bits_are_scaled(kind, order):
+    """A grey image of 16 bits keeps its contrast and its white; it is not cut off."""
+    deep = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    _, image = sources._decode(("x", stored(deep.astype(order), kind)), 32)
+    np.testing.assert_array_equal(image, np.broadcast_to(np.round(deep / 257), (3, 32, 32)))
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_thirty_two_bits_are_read_where_eight_are_enough(kind):
+    grey = np.arange(256).reshape(16, 16)
+    _, image = sources._decode(("x", stored(grey.astype(kind))), 16)
+    np.testing.assert_array_equal(image, np.broadcast_to(grey, (3, 16, 16)))
+
+
+DEEP = {
+    "int": np.arange(256, dtype=np.int32).reshape(16, 16) + 1,
+    "negative": np.arange(256, dtype=np.int32).reshape(16, 16) - 1,
+    "a share": np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16),
+    "nan": np.full((16, 16), np.nan, np.float32),
+    "inf": np.full((16, 16), np.inf, np.float32),
+}
+
+
+@pytest.mark.parametrize("pixels", DEEP.values(), ids=DEEP)
+def test_what_eight_bits_cannot_hold_is_refused(pixels):
+    """Neither cut off nor guessed; the reason is said."""
+    reason = "32-bit pixels other than 0 to 255: save it with 8 or 16 bits"
+    assert sources._decode(("x", stored(pixels)), 16) == ("x", reason)
 
 
 # CIFAR-10 ----------------------------------------------------------------------------------------
@@ -396,6 +445,64 @@ def test_cifar10_with_a_wrong_checksum_is_refused_unread(official, tmp_path):
     with pytest.raises((ValueError, RuntimeError), match="corrupted"):
         sources.load("cifar10", 32, folder, Store(tmp_path / "store"))
     assert not marker.exists()
+
+
+@pytest.fixture
+def packed(official):
+    """The data folder with the official archive as downloaded, and what is in its batches."""
+    folder, content = official
+    place = folder / "cifar-10-batches-py"
+    members = {path.name: path.read_bytes() for path in place.iterdir()} | {"readme.html": b"<p>"}
+    shutil.rmtree(place)
+    members = under("cifar-10-batches-py", members)
+    archive(folder / "cifar-10-python.tar.gz", members)
+    return folder, content, members
+
+
+def test_cifar10_from_the_official_archive(packed, tmp_path):
+    """As it was downloaded: the same as from its batches, and nothing is left of it anywhere."""
+    folder, content, _ = packed
+    before = everything(tmp_path)
+    images, table, skipped = SOURCES["cifar10"].read(folder, 32)
+    assert everything(tmp_path) == before
+    rows = np.concatenate([part["data"] for part in content.values()])
+    np.testing.assert_array_equal(images, rows.reshape(-1, 3, 32, 32))
+    assert list(table["split"]) == ["train"] * 50 + ["test"] * 10 and not skipped
+    assert list(table["object"]) == [*OBJECTS] * 6
+
+
+def test_a_hostile_official_archive_writes_and_runs_nothing(packed, tmp_path, monkeypatch):
+    """Names that lead elsewhere and links are left; a batch with a wrong checksum is not loaded."""
+    folder, _, members = packed
+    path, marker = folder / "cifar-10-python.tar.gz", tmp_path / "marker"
+    evil = pickle.dumps(Evil(marker))
+    places = ("../evil", f"{tmp_path}/absolute", "cifar-10-batches-py/../../data_batch_1")
+    link = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+    link.type, link.linkname = tarfile.SYMTYPE, str(marker)
+    archive(path, members | dict.fromkeys(places, evil), [link])
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    before = everything(tmp_path)
+    assert len(SOURCES["cifar10"].read(folder, 32)[0]) == 60
+    after = everything(tmp_path)
+    assert after.keys() == before.keys() and not marker.exists()
+    archive(path, members | {"cifar-10-batches-py/data_batch_3": evil})
+    with pytest.raises(ValueError, match=r"cifar-10-python.tar.gz is damaged .*corrupted.*anew"):
+        SOURCES["cifar10"].read(folder, 32)
+    assert not marker.exists() and not list(temporary.iterdir())
+
+
+def test_a_cut_official_archive_is_an_error_that_names_it(packed, tmp_path):
+    folder, _, members = packed
+    path = folder / "cifar-10-python.tar.gz"
+    for damage in ("cut", "incomplete"):
+        if damage == "cut":
+            path.write_bytes(path.read_bytes()[:-9])
+        else:
+            archive(path, {n: m for n, m in members.items() if "test_batch" not in n})
+        with pytest.raises(ValueError, match="cifar-10-python.tar.gz is damaged"):
+            sources.load("cifar10", 32, folder, Store(tmp_path / "store"))
 
 
 def objects(per_class=2):
@@ -596,11 +703,23 @@ def test_missing_and_broken_own_images_are_skipped_and_listed(tmp_path):
     assert label["008.png"] == "2" and label["199.png"] == "1"
 
 
+def test_an_own_image_that_is_refused_has_its_reason(tmp_path):
+    """In the warning and in the list; the others are read."""
+    folder = own_many(tmp_path)
+    (folder / "007.png").write_bytes(stored(DEEP["a share"]))
+    entry = "007.png (32-bit pixels other than 0 to 255: save it with 8 or 16 bits)"
+    with pytest.warns(UserWarning, match=re.escape(f"1 of 200 images cannot be used: {entry}")):
+        found = read_own(folder)
+    assert found.skipped == (entry,)
+    assert len(found.images) == len(found.table) == 199
+
+
 def test_too_many_missing_own_images_are_an_error(tmp_path):
     folder = own_many(tmp_path)
     for i in range(3):
         (folder / f"{i:03d}.png").unlink()
-    with pytest.raises(ValueError, match="folder: 3 of 200 images cannot be used.*More than 1%"):
+    message = "folder: 3 of 200 images cannot be used.*More than 1%.*BMP, GIF, .*TIFF or WEBP$"
+    with pytest.raises(ValueError, match=message):
         read_own(folder)
 
 
@@ -790,8 +909,9 @@ def test_real_faces(tmp_path):
     assert list(share.round(2)) == [10.14, 3.63, 77.56, 8.67]
     assert found.table["age"].isna().sum() == 1_123
     start = time.process_time()
-    same(sources.load("utkface", 32, folder, store), found)
+    again = sources.load("utkface", 32, folder, store)
     assert time.process_time() - start < 2
+    same(again, found)
 
 
 def test_real_cifar10(tmp_path):

@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -403,6 +404,39 @@ def test_what_was_computed_while_waiting_is_not_computed_again(store, monkeypatc
     calls = []
     assert store.fetch("kind", 1, CONFIG, compute(2, calls)).facts["units"] == 1
     assert not calls
+
+
+def test_a_good_copy_put_by_another_process_is_not_set_aside(store, monkeypatch, capsys):
+    """One that has read a damaged artifact looks again before it moves anything."""
+    store.put("kind", 1, CONFIG, artifact(1))
+    path, read = store.path("kind", 1, CONFIG), module._read
+    flip(path / "config.json")
+
+    def repaired_meanwhile(folder):
+        monkeypatch.setattr(module, "_read", read)
+        try:
+            return read(folder)
+        finally:
+            path.rename(path.with_name("aside"))
+            store.put("kind", 1, CONFIG, artifact(2))
+
+    monkeypatch.setattr(module, "_read", repaired_meanwhile)
+    assert store.get("kind", 1, CONFIG).facts["units"] == 2
+    assert path.exists() and not list(path.parent.glob("*.damaged-*"))
+    assert not capsys.readouterr().err
+
+
+def test_what_is_damaged_is_set_aside_under_its_lock(store):
+    """While another process holds it, nothing is moved."""
+    store.put("kind", 1, CONFIG, artifact(1))
+    flip(store.path("kind", 1, CONFIG) / "config.json")
+    with ThreadPoolExecutor() as pool:
+        with store.lock("kind", 1, CONFIG):
+            waiting = pool.submit(store.get, "kind", 1, CONFIG)
+            assert not wait([waiting], timeout=0.3).done
+            assert store.path("kind", 1, CONFIG).exists()
+        assert waiting.result(60) is None
+    assert not store.path("kind", 1, CONFIG).exists()
 
 
 # Loading never runs code -------------------------------------------------------------------------

@@ -197,6 +197,7 @@ def test_a_search_that_ends_too_early_names_what_to_raise(tmp_path):
         ({"training": {"flip": 1}}, "flip=1: must be true or false"),
         ({"seeds": []}, "seeds=.*at least one"),
         ({"seeds": [0.5]}, "seeds=0.5.*whole"),
+        ({"seeds": [2**32]}, "seeds=4294967296: .* at least 0 and at most 4294967295"),
         ({"width": 0}, "width=0"),
         ({"workers": 0}, "workers=0"),
         ({"size": 8}, "size=8.*16"),

@@ -90,6 +90,8 @@ def test_tally_of_the_toy():
         ({"samples": 20, "minority": 0.01}, "leaves no minority"),
         ({"hidden": []}, "hidden"),
         ({"hidden": [2.5]}, "hidden=2.5.*whole"),
+        ({"seeds": [-1]}, "seeds=-1: .* at least 0"),
+        ({"seeds": [2**32]}, "seeds=4294967296: .* at least 0 and at most 4294967295"),
         ({"steps": 0}, "steps=0"),
         ({"lr": 0}, "lr=0"),
     ],
