@@ -28,7 +28,6 @@ from relufair.linearize import controls, deepreduce
 from relufair.objectives import Distillation
 from relufair.pipeline import VERSIONS, Finetuned, Pipeline, Run, Snl, arrays
 from relufair.store import Artifact, Store, key_of
-from relufair.training import Samples
 
 
 class OnTeacher(Finetuned):
@@ -219,7 +218,7 @@ class Narrower(Pipeline):
 
     def loss(self, net: nn.Module) -> float:
         """Mean cross-entropy on the validation set."""
-        part = Samples.put(self.splits.validation, self.splits.train, self.device)
+        part = self.part("validation")
         return F.cross_entropy(training.logits(net, part), part.labels).item()
 
     def linear_config(self, units: int) -> dict[str, Any]:

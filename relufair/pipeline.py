@@ -96,7 +96,11 @@ class Pipeline(ABC):
     @cached_property
     def samples(self) -> Samples:
         """The training set on the device."""
-        return Samples.put(self.splits.train, self.splits.train, self.device)
+        return self.part("train")
+
+    def part(self, name: str) -> Samples:
+        """``train``, ``validation`` or ``test`` on the device."""
+        return Samples.put(getattr(self.splits, name), self.splits.train, self.device)
 
     def network(self, masked: bool, width: int | None = None) -> nn.Module:
         """The untrained network, with or without masks; of the run's width if no other is given."""
@@ -171,26 +175,30 @@ class Pipeline(ABC):
         source's table), ``label``, ``prediction`` and ``margin`` (probability of the first minus
         that of the second class).
         """
-        kind = "teacher" if units is None else self.final
-        own = self.teacher_config if units is None else self.linear_config(units)
 
         def compute(_: Path) -> Artifact:
-            if units is None:
-                return self._predicted(self.teacher_net, {})
-            found = self.linear(units)
-            facts = {k: v for k, v in found.facts.items() if k in FACTS}
-            return self._predicted(self.linearized(found), facts)
+            facts = {} if units is None else self.linear(units).facts
+            facts = {k: v for k, v in facts.items() if k in FACTS}
+            return Artifact(
+                tables={"images": self._predict(self.net(units))}, facts=self._facts() | facts
+            )
 
-        return self._fetch("predictions", {kind: key_of(kind, VERSIONS[kind], own)}, compute)
+        return self._fetch("predictions", self.identity(units), compute)
 
-    def _predicted(self, net: nn.Module, facts: dict[str, Any]) -> Artifact:
-        return Artifact(tables={"images": self._predict(net)}, facts=self._facts() | facts)
+    def net(self, units: int | None) -> nn.Module:
+        """The trained network with the budget ``units``; None stands for the teacher."""
+        return self.teacher_net if units is None else self.linearized(self.linear(units))
+
+    def identity(self, units: int | None) -> dict[str, str]:
+        """The key of that network, by its stage."""
+        kind = "teacher" if units is None else self.final
+        own = self.teacher_config if units is None else self.linear_config(units)
+        return {kind: key_of(kind, VERSIONS[kind], own)}
 
     def _predict(self, net: nn.Module) -> pd.DataFrame:
         parts = []
         for name in ("validation", "test"):
-            part = getattr(self.splits, name)
-            samples = Samples.put(part, self.splits.train, self.device)
+            part, samples = getattr(self.splits, name), self.part(name)
             top = training.logits(net, samples).softmax(1).topk(2, dim=1)
             said = {
                 "prediction": top.indices[:, 0].cpu().numpy(),
