@@ -7,8 +7,16 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-ARCHITECTURES = ("resnet18", "resnet34")
-METHODS = ("snl",)
+ARCHITECTURES = ("resnet18", "resnet34", "vgg19", "wideresnet22_8")
+# Each method with the stages, after the teacher, whose settings it depends on.
+METHODS = {
+    "snl": ("search", "finetune"),
+    "deepreduce": ("student",),
+    "random": ("finetune",),
+    "smallest_effect": ("finetune",),
+    "all_kept": ("search", "finetune"),
+    "narrower": ("search", "finetune"),
+}
 LARGEST_SEED = 2**32 - 1  # that scikit-learn's split takes
 
 
@@ -65,7 +73,10 @@ class Schedule:
         search_max_epochs: the search gives up, with an error, after so many epochs.
         threshold: a ReLU counts as kept while its mask exceeds this.
         finetune_epochs, finetune_batch, finetune_lr: SGD with momentum 0.9, cosine to zero.
-        temperature: softening of teacher and student in the distillation loss.
+        student_epochs, student_batch, student_lr: SGD with Nesterov's momentum 0.9, cosine to zero,
+            of DeepReDuce's student, which trains from scratch.
+        student_scale: its channels, as a share of the teacher's.
+        temperature: softening of teacher and student in SNL's distillation loss.
         flip: mirror each training image with probability one half (the paper does not).
     """
 
@@ -83,6 +94,10 @@ class Schedule:
     finetune_epochs: int
     finetune_batch: int
     finetune_lr: float
+    student_epochs: int
+    student_batch: int
+    student_lr: float
+    student_scale: float = 1.0
     threshold: float = 1e-2
     temperature: float = 4.0
     flip: bool = False
@@ -96,6 +111,7 @@ class Schedule:
             elif name not in ("growth_rule", "flip"):
                 in_range(name, value, 0)
         in_range("lasso_growth", self.lasso_growth, 1)
+        in_range("student_scale", self.student_scale, 1e-3, 1)
         in_range("temperature", self.temperature, 1e-6)
         in_range("threshold", self.threshold, 0, 0.5)
         # A mask near zero moves by masks_lr a step; a larger one would keep jumping over it.
@@ -108,6 +124,7 @@ class Schedule:
             "search": ("lasso", "lasso_growth", "growth_rule", "masks_lr", "threshold",
                        "temperature", "flip"),
             "finetune": ("weight_decay", "temperature", "flip"),
+            "student": ("weight_decay", "flip"),
         }[stage]  # fmt: skip
         # The cap on the search's length cannot change what an earlier epoch found.
         own = [f.name for f in fields(self) if f.name.startswith(stage)]
@@ -120,6 +137,7 @@ _PAPER = Schedule(
     search_batch=128, search_lr=1e-3, masks_lr=1e-3, lasso=1e-5, lasso_growth=1.1,
     growth_rule="stagnation", search_max_epochs=1000,
     finetune_epochs=100, finetune_batch=128, finetune_lr=1e-3,
+    student_epochs=200, student_batch=512, student_lr=1e-3,
 )  # fmt: skip
 
 SCHEDULES = {
@@ -128,12 +146,13 @@ SCHEDULES = {
         _PAPER, teacher_epochs=14, teacher_batch=64, teacher_lr=0.05, search_batch=64,
         search_lr=2e-3, masks_lr=8e-3, lasso=1e-3, lasso_growth=1.3, growth_rule="every",
         search_max_epochs=60, finetune_epochs=3, finetune_batch=64, finetune_lr=1e-2,
+        student_epochs=14, student_batch=64, student_lr=5e-2,
     ),
     # UTKFace at width 16 in about a quarter of an hour a seed on two cores.
     "laptop": replace(
         _PAPER, teacher_epochs=20, search_batch=256, lasso=3e-4, lasso_growth=1.08,
         growth_rule="every", search_max_epochs=100, finetune_epochs=8, finetune_batch=256,
-        finetune_lr=1e-2,
+        finetune_lr=1e-2, student_epochs=20, student_batch=256, student_lr=5e-2,
     ),
     "paper": _PAPER,
 }  # fmt: skip

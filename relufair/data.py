@@ -85,8 +85,9 @@ class Choice:
         groups: the attribute by which to compare, or several joined by commas for their product;
             ``label``: the classes themselves, as in the paper; ``auto``: the data set's usual one.
         keep: share of each class kept for training: ``paper`` (90 % of classes 0–4 and 10 % of
-            classes 5–9 for digits and CIFAR-10, all of the others), ``all``, or one number a class,
-            joined by commas. Every value of the target is a class here, also one that no image has.
+            classes 5–9 for digits and CIFAR-10, all of the others), ``rotated`` (these two halves
+            change places), ``all``, or one number a class, joined by commas. Every value of the
+            target is a class here, also one that no image has.
         keep_in_test: apply these shares to validation and test, too.
         size: side of the images in pixels, at least 16; 0: the data set's usual one.
     """
@@ -134,16 +135,20 @@ class Choice:
         """Share of each class to keep for training; ``classes`` is the target's number of values."""
         fixed = self._shares()
         if fixed is None:
-            fixed = PROTOCOL if self.keep == "paper" and self._halved() else (1.0,) * classes
+            fixed = (1.0,) * classes
+            if self._halved() and self.keep != "all":
+                fixed = PROTOCOL if self.keep == "paper" else PROTOCOL[::-1]
         if len(fixed) != classes:
             raise ValueError(f"keep={self.keep!r}: {len(fixed)} shares for {classes} classes")
         return fixed
 
     def _halved(self) -> bool:
-        return SOURCES[self.dataset].halved and self.resolve().target != "half"
+        return SOURCES[self.dataset].halved and self.target != "half"
 
     def _shares(self) -> tuple[float, ...] | None:
-        if self.keep in ("paper", "all"):
+        if self.keep == "rotated" and not self._halved():
+            raise ValueError(f"keep='rotated': {self.dataset} has no halves to change places")
+        if self.keep in ("paper", "rotated", "all"):
             return None
         try:
             shares = tuple(float(share) for share in self.keep.split(","))
@@ -151,8 +156,8 @@ class Choice:
             shares = (-1.0,)
         if not all(0 <= share <= 1 for share in shares):
             raise ValueError(
-                f"keep={self.keep!r}: must be 'paper', 'all', or a share between 0 and 1 for each "
-                "class, joined by commas"
+                f"keep={self.keep!r}: must be 'paper', 'rotated', 'all', or a share between 0 and 1 "
+                "for each class, joined by commas"
             )
         return shares
 

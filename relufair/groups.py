@@ -3,6 +3,7 @@
 Everything is computed from one small *tally*, a row a run × budget × group, with the columns
 
 ============== ===================================================================================
+``method``     how the budget is met
 ``seed``       of the run: of its split, its weights and its batches
 ``budget``     share of the ReLUs kept
 ``group``      name
@@ -25,6 +26,7 @@ import numpy as np
 import pandas as pd
 
 DRAWS = 2000
+FEWEST = 30  # test images of a group, below which its accuracy is not shown
 ALL = "all"
 
 
@@ -129,18 +131,19 @@ def by_group(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         seed: of the bootstrap.
 
     Returns:
-        A row a budget × group × measure, with the columns ``budget``, ``group``, ``measure``
-        (``accuracy`` in %, ``drop_points``, ``relative_drop`` in %), ``value``, ``low``, ``high``
-        (95 %), ``n`` (test images, averaged over seeds) and ``seeds``.
+        A row a method × budget × group × measure, with the columns ``method``, ``budget``,
+        ``group``, ``measure`` (``accuracy`` in %, ``drop_points``, ``relative_drop`` in %),
+        ``value``, ``low``, ``high`` (95 %), ``n`` (test images, averaged over seeds) and ``seeds``.
     """
     rows = []
-    for budget, part in table.groupby("budget", sort=False):
+    for (method, budget), part in table.groupby(["method", "budget"], sort=False):
         counts, names = cells(part)
         drawn = resample(counts, np.random.default_rng(seed))
         n = counts.sum(-1).mean(0).round().astype(int)
         for measure, function in MEASURES.items():
             low, high = _interval(function(drawn))
             about = {
+                "method": method,
                 "budget": budget,
                 "group": names,
                 "measure": measure,
@@ -151,28 +154,40 @@ def by_group(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
+def sizes(table: pd.DataFrame) -> pd.DataFrame:
+    """Images of each group in training and test, averaged over seeds, largest first."""
+    means = table.groupby("group", sort=False)[["train_n", "n"]].mean().round().astype(int)
+    return means.sort_values("train_n", ascending=False, kind="stable")
+
+
 def extremes(table: pd.DataFrame) -> tuple[str, str]:
-    """The largest and the smallest group of the training set."""
-    sizes = table.groupby("group", sort=False)["train_n"].mean()
-    return sizes.idxmax(), sizes.idxmin()
+    """The largest and the smallest group of the training set.
+
+    Groups with fewer than :data:`FEWEST` test images are passed over, unless all are so small.
+    """
+    every = sizes(table)
+    enough = every[every["n"] >= FEWEST]
+    order = (enough if len(enough) else every).index
+    return order[0], order[-1]
 
 
 def disparity(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """How unequal the groups are at every budget.
 
     Returns:
-        A row a budget × measure with ``value``, ``low``, ``high`` and ``seeds``; the measures are
-        ``worst_accuracy`` (of the group that has the lowest), ``gap`` (highest minus lowest
+        A row a method × budget × measure with ``value``, ``low``, ``high`` and ``seeds``; the
+        measures are ``worst_accuracy`` (the lowest of a group), ``gap`` (highest minus lowest
         accuracy, in points) and ``excess`` (relative drop of the smallest group in the training set
         minus that of the largest, by the order of the tally's ``train_n``; in points).
     """
     large, small = extremes(table)
     rows = []
-    for budget, part in table.groupby("budget", sort=False):
+    for (method, budget), part in table.groupby(["method", "budget"], sort=False):
         counts, names = cells(part)
         ends = names.index(small), names.index(large)
         low, high = _interval(_gaps(resample(counts, np.random.default_rng(seed)), *ends))
-        about = {"budget": budget, "measure": ["worst_accuracy", "gap", "excess"]}
+        about = {"method": method, "budget": budget}
+        about |= {"measure": ["worst_accuracy", "gap", "excess"]}
         interval = {"value": _gaps(counts, *ends), "low": low, "high": high, "seeds": len(counts)}
         rows.append(pd.DataFrame(about | interval))
     return pd.concat(rows, ignore_index=True)

@@ -61,16 +61,17 @@ class CrossEntropy(Objective):
 class Distillation(Objective):
     r"""Cross-entropy plus distillation from the teacher (Hinton et al., 2015), as in SNL.
 
-    .. math:: \mathrm{CE}(z, y) + T^2\,\mathrm{KL}\bigl(\sigma(z_t/T)\,\|\,\sigma(z/T)\bigr)
+    .. math:: h\,\mathrm{CE}(z, y) + s\,T^2\,\mathrm{KL}\bigl(\sigma(z_t/T)\,\|\,\sigma(z/T)\bigr)
 
     with the softmax :math:`\sigma`, both terms averaged over the batch.
 
     Args:
         temperature: T, softening both distributions.
+        hard, soft: the weights h and s; SNL's are 1 and 1, DeepReDuce's 0.5 and 0.5.
     """
 
-    def __init__(self, temperature: float):
-        self.temperature = temperature
+    def __init__(self, temperature: float, hard: float = 1.0, soft: float = 1.0):
+        self.temperature, self.hard, self.soft = temperature, hard, soft
 
     def loss(self, batch: Batch) -> Tensor:
         t = self.temperature
@@ -80,4 +81,4 @@ class Distillation(Objective):
             reduction="batchmean",
             log_target=True,
         )
-        return F.cross_entropy(batch.logits, batch.labels) + t**2 * soft
+        return self.hard * F.cross_entropy(batch.logits, batch.labels) + self.soft * t**2 * soft

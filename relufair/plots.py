@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from relufair import groups, theory
 
 MARKERS = "osD^vPX*<>"
+MOST = 6  # groups in a figure, unless all are asked for
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -30,10 +31,19 @@ STYLE = {
 }
 
 
-def styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Colour, marker and label (with sizes) of each group of a tally, largest first."""
-    sizes = table.groupby("group", sort=False)[["train_n", "n"]].mean().round().astype(int)
-    sizes = sizes.sort_values("train_n", ascending=False, kind="stable")
+def styles(table: pd.DataFrame, every: bool = False) -> dict[str, dict[str, Any]]:
+    """Colour, marker and label (with sizes) of the groups to draw, largest first.
+
+    Args:
+        table: a tally.
+        every: draw all groups. Otherwise, of more than six, the two largest and the two smallest.
+
+    Groups with fewer than :data:`relufair.groups.FEWEST` test images are never drawn.
+    """
+    sizes = groups.sizes(table)
+    sizes = sizes[sizes["n"] >= groups.FEWEST]
+    if len(sizes) > MOST and not every:
+        sizes = pd.concat([sizes[:2], sizes[-2:]])
     palette = sns.color_palette("colorblind", max(len(sizes), 3))
     return {
         group: {
@@ -45,6 +55,15 @@ def styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     }
 
 
+def left_out(table: pd.DataFrame) -> str:
+    """Which groups are too small to be drawn, with their test images; empty if none is."""
+    small = groups.sizes(table).query("n < @groups.FEWEST")["n"]
+    if small.empty:
+        return ""
+    names = ", ".join(f"{group} ({n})" for group, n in small.items())
+    return f"Not drawn, fewer than {groups.FEWEST} test images: {names}"
+
+
 def percent(share: float) -> str:
     """A share in percent, as short as it can be said.
 
@@ -54,14 +73,29 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _figure(panels: int, note: str, height: float = 3.6) -> tuple[Figure, Sequence[Axes]]:
+NAMES = {"snl": "SNL", "deepreduce": "DeepReDuce"}
+
+
+def named(method: str) -> str:
+    """A method's name for people.
+
+    >>> named("snl"), named("smallest_effect")
+    ('SNL', 'smallest effect')
+    """
+    return NAMES.get(method, method.replace("_", " "))
+
+
+def _figure(
+    columns: int, note: str, height: float = 3.6, rows: int = 1
+) -> tuple[Figure, np.ndarray]:
+    """A figure with axes (rows, columns), each row of this height in inches."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, panels, figsize=(8, height), layout="constrained", squeeze=False
+            rows, columns, figsize=(8, height * rows), layout="constrained", squeeze=False
         )
     if note:
         figure.supxlabel(note, fontsize=7, color="0.35", x=0.01, ha="left", wrap=True)
-    return figure, axes[0]
+    return figure, axes
 
 
 def _legend(figure: Figure, axis: Axes, columns: int = 2) -> None:
@@ -73,67 +107,81 @@ def _legend(figure: Figure, axis: Axes, columns: int = 2) -> None:
 
 def _by_budget(axis: Axes, budgets: Sequence[float]) -> dict[float, int]:
     """Label the horizontal axis with the budgets, all ReLUs first; their places."""
-    places = {budget: i for i, budget in enumerate(sorted(budgets, reverse=True))}
+    places = {budget: i for i, budget in enumerate(sorted(set(budgets), reverse=True))}
     axis.set_xticks(list(places.values()), [percent(b) for b in places])
     axis.set_xlabel("ReLUs kept")
     return places
 
 
-def group_accuracy(table: pd.DataFrame, note: str = "") -> Figure:
+def group_accuracy(table: pd.DataFrame, note: str = "", every: bool = False) -> Figure:
     """Accuracy of each group at each budget, as bars with 95 % intervals (the paper's Fig. 1)."""
-    figure, (axis,) = _figure(1, note)
-    summary = groups.by_group(table).query("measure == 'accuracy'")
-    places, looks = _by_budget(axis, summary["budget"].unique()), styles(table)
+    names = table["method"].unique()
+    figure, axes = _figure(1, note, rows=len(names))
+    summary, looks = groups.by_group(table).query("measure == 'accuracy'"), styles(table, every)
     width = 0.8 / len(looks)
-    for i, (group, look) in enumerate(looks.items()):
-        own = summary[summary["group"] == group]
-        x = own["budget"].map(places) + (i - (len(looks) - 1) / 2) * width
-        axis.bar(x, own["value"], width, color=look["color"], label=look["label"])
-        axis.errorbar(
-            x, own["value"], _errors(own), fmt="none", ecolor="0.2", elinewidth=1, capsize=2
-        )
-    axis.set(ylabel="test accuracy (%)", ylim=(0, 100))
-    axis.grid(axis="x", visible=False)
-    _legend(figure, axis)
+    for method, (axis,) in zip(names, axes, strict=True):
+        places, mine = _by_budget(axis, table["budget"]), summary[summary["method"] == method]
+        for i, (group, look) in enumerate(looks.items()):
+            own = mine[mine["group"] == group]
+            x = own["budget"].map(places) + (i - (len(looks) - 1) / 2) * width
+            axis.bar(x, own["value"], width, color=look["color"], label=look["label"])
+            axis.errorbar(
+                x, own["value"], _errors(own), fmt="none", ecolor="0.2", elinewidth=1, capsize=2
+            )
+        axis.set(ylabel="test accuracy (%)", ylim=(0, 100))
+        axis.grid(axis="x", visible=False)
+        _entitle(axis, method, names)
+    _legend(figure, axes[0, 0])
     return figure
 
 
-def drops(table: pd.DataFrame, note: str = "") -> Figure:
+def drops(table: pd.DataFrame, note: str = "", every: bool = False) -> Figure:
     """What each group loses at each budget, relative and in points (Fig. 6), with 95 % intervals."""
-    figure, axes = _figure(2, note)
+    names = table["method"].unique()
+    figure, grid = _figure(2, note, rows=len(names))
     titles = {"relative_drop": "relative drop (%)", "drop_points": "drop (percentage points)"}
-    summary = groups.by_group(table)
-    for axis, (measure, title) in zip(axes, titles.items(), strict=True):
-        own = summary[(summary["measure"] == measure) & (summary["budget"] < 1)]
-        places, looks = _by_budget(axis, own["budget"].unique()), styles(table)
-        for i, (group, look) in enumerate(looks.items()):
-            line = own[own["group"] == group].sort_values("budget", ascending=False)
-            x = line["budget"].map(places) + (i - (len(looks) - 1) / 2) * 0.06
-            axis.errorbar(x, line["value"], _errors(line), capsize=2, lw=1.5, ms=5, **look)
-        axis.axhline(0, color="0.2", lw=0.8)
-        axis.set_ylabel(title)
-    _legend(figure, axes[0])
+    summary, looks = groups.by_group(table).query("budget < 1"), styles(table, every)
+    for method, axes in zip(names, grid, strict=True):
+        for axis, (measure, title) in zip(axes, titles.items(), strict=True):
+            own = summary[(summary["measure"] == measure) & (summary["method"] == method)]
+            places = _by_budget(axis, summary["budget"])
+            for i, (group, look) in enumerate(looks.items()):
+                line = own[own["group"] == group].sort_values("budget", ascending=False)
+                x = line["budget"].map(places) + (i - (len(looks) - 1) / 2) * 0.06
+                axis.errorbar(x, line["value"], _errors(line), capsize=2, lw=1.5, ms=5, **look)
+            axis.axhline(0, color="0.2", lw=0.8)
+            axis.set_ylabel(title)
+            _entitle(axis, method, names)
+    _legend(figure, grid[0, 0])
     return figure
 
 
 def overall(table: pd.DataFrame, note: str = "") -> Figure:
-    """Accuracy on all test images, and of the worst group, by budget (Fig. 5)."""
-    figure, (axis,) = _figure(1, note, height=3.2)
+    """Accuracy on all test images, and of the worst group, by budget and method (Fig. 5)."""
+    figure, (axes,) = _figure(2, note, height=3.2)
     mean = groups.by_group(table).query("measure == 'accuracy' and group == @groups.ALL")
     worst = groups.disparity(table).query("measure == 'worst_accuracy'")
-    blue, _, orange = sns.color_palette("colorblind", 3)
-    places = _by_budget(axis, mean["budget"].unique())
-    lines = {"all test images": (mean, blue, "o"), "worst group": (worst, orange, "s")}
-    for label, (line, color, marker) in lines.items():
-        line = line.sort_values("budget", ascending=False)
-        axis.errorbar(
-            line["budget"].map(places), line["value"], _errors(line),
-            color=color, marker=marker, capsize=2, label=label,
-        )  # fmt: skip
-        axis.axhline(line["value"].iloc[0], color=color, lw=0.8, ls="--")
-    axis.set_ylabel("test accuracy (%)")
-    _legend(figure, axis)
+    panels = {"all test images": mean, "worst group": worst}
+    names = table["method"].unique()
+    palette = sns.color_palette("colorblind", len(names))
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        places = _by_budget(axis, table["budget"])
+        for i, method in enumerate(names):
+            line = lines[lines["method"] == method].sort_values("budget", ascending=False)
+            axis.errorbar(
+                line["budget"].map(places) + (i - (len(names) - 1) / 2) * 0.06, line["value"],
+                _errors(line), color=palette[i], marker=MARKERS[i], capsize=2, label=named(method),
+            )  # fmt: skip
+        axis.axhline(line["value"].iloc[0], color="0.2", lw=0.8, ls="--", label="all ReLUs")
+        axis.set_ylabel("test accuracy (%)")
+        axis.set_title(title, fontsize=10)
+    _legend(figure, axes[0], columns=4)
     return figure
+
+
+def _entitle(axis: Axes, method: str, names: Sequence[str]) -> None:
+    if len(names) > 1:
+        axis.set_title(named(method), fontsize=10)
 
 
 def _errors(rows: pd.DataFrame) -> np.ndarray:
@@ -144,7 +192,7 @@ def _errors(rows: pd.DataFrame) -> np.ndarray:
 
 def boundaries(toy: theory.Toy, budgets: Sequence[float], note: str = "") -> Figure:
     """The toy problem's points, the true boundary and what networks have learned (Fig. 2)."""
-    figure, axes = _figure(len(budgets), note, height=4)
+    figure, (axes,) = _figure(len(budgets), note, height=4)
     side = np.linspace(-1, 1, 301)
     grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
     blue, _, _, red = sns.color_palette("colorblind", 4)

@@ -43,22 +43,40 @@ def keep_figure(figure: Figure, name: str) -> None:
 
 
 def provenance(table: pd.DataFrame) -> str:
-    """Tier, data, network, seeds, device and date of a study's tally, in two lines."""
+    """Tier, data, network, methods, seeds, device and date of a study's tally; groups left out."""
     first = table.iloc[0]
     seeds = ", ".join(map(str, sorted(table["seed"].unique())))
     devices = ", ".join(table["device"].unique())
-    return (
-        f"{first['tier']} tier · {first['what']} · "
-        f"n = {table['seed'].nunique()} seeds ({seeds}) · bars: 95 % bootstrap\n"
-        f"{devices} · {table['date'].max()}"
-    )
+    methods = ", ".join(map(plots.named, table["method"].unique()))
+    lines = [
+        f"{first['tier']} tier · {first['what']} · {methods} · "
+        f"n = {table['seed'].nunique()} seeds ({seeds}) · bars: 95 % bootstrap",
+        f"{devices} · {table['date'].max()}",
+        plots.left_out(table),
+        out_of_reach(table),
+    ]
+    return "\n".join(filter(None, lines))
 
 
-def verdict(table: pd.DataFrame, budget: float | None = None) -> str:
+def out_of_reach(table: pd.DataFrame) -> str:
+    """Which budgets a method could not meet though another could; empty if there is none."""
+    budgets = sorted(table["budget"].unique(), reverse=True)
+    there = set(zip(table["method"], table["budget"], strict=True))
+    missing = [
+        f"{plots.named(method)} at {percent(budget)}"
+        for method in table["method"].unique()
+        for budget in budgets
+        if (method, budget) not in there
+    ]
+    return f"Out of reach: {', '.join(missing)}" if missing else ""
+
+
+def verdict(table: pd.DataFrame, budget: float | None = None, method: str | None = None) -> str:
     """Whether the smallest group falls further than the largest at ``budget``: Markdown.
 
-    Without a budget, the lowest in the table.
+    Without a budget, the lowest in the table; without a method, its first.
     """
+    table = table[table["method"] == (method or table["method"].iloc[0])]
     large, small = groups.extremes(table)
     budget = table["budget"].min() if budget is None else budget
     drops = groups.by_group(table).query("measure == 'relative_drop' and budget == @budget")
@@ -74,7 +92,7 @@ def verdict(table: pd.DataFrame, budget: float | None = None) -> str:
         f"{answer} With {percent(budget)} of the ReLUs kept, *{small}* loses "
         f"{_with_interval(drops.loc[small])} % of its accuracy and *{large}* "
         f"{_with_interval(drops.loc[large])} %. The difference is {_with_interval(excess)} points "
-        f"(95 % intervals, {excess['seeds']} seeds)."
+        f"(95 % intervals, seeds: {excess['seeds']})."
     )
 
 
@@ -87,21 +105,23 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
     """The tally for people: a row a budget and group, each measure with its 95 % interval."""
     summary = groups.by_group(table)
     cells = summary.assign(text=summary.apply(_with_interval, axis=1))
-    wide = cells.pivot_table("text", ["budget", "group"], "measure", "first", sort=False)
-    wide = wide.reset_index().merge(summary[["group", "n"]].drop_duplicates(), on="group")
-    order = [
-        *table.groupby("group")["train_n"].mean().sort_values(ascending=False).index,
-        groups.ALL,
-    ]
+    few = cells["n"] < groups.FEWEST
+    cells["text"] = cells["text"].mask(few, f"fewer than {groups.FEWEST} images")
+    keys = ["method", "budget", "group"]
+    wide = cells.pivot_table(["text", "n"], keys, "measure", "first", sort=False)
+    wide = wide["text"].assign(n=wide["n"]["accuracy"]).reset_index()
+    order = [*groups.sizes(table).index, groups.ALL]
     wide["place"] = wide["group"].map(order.index)
-    wide = wide.sort_values(["budget", "place"], ascending=[False, True])
+    wide["turn"] = wide["method"].map(list(table["method"].unique()).index)
+    wide = wide.sort_values(["turn", "budget", "place"], ascending=[True, False, True])
+    wide["method"] = wide["method"].map(plots.named)
     wide["budget"] = wide["budget"].map(percent)
     names = {
-        "budget": "ReLUs kept", "group": "group", "n": "test images",
+        "method": "method", "budget": "ReLUs kept", "group": "group", "n": "test images",
         "accuracy": "accuracy (%)", "drop_points": "drop (points)",
         "relative_drop": "relative drop (%)",
     }  # fmt: skip
-    return wide[list(names)].rename(columns=names).set_index(["ReLUs kept", "group"])
+    return wide[list(names)].rename(columns=names).set_index(["method", "ReLUs kept", "group"])
 
 
 def results_folder() -> Path:
@@ -132,14 +152,16 @@ def compare(table: pd.DataFrame) -> str:
     """How ``table`` compares with the published run of the same parameters, in a sentence."""
     for path in sorted(results_folder().glob("*.csv")):
         theirs = pd.read_csv(path)
-        if theirs["study"].iloc[0] == table["study"].iloc[0]:
+        if set(theirs["study"]) & set(table["study"]):
             return _compare(table, theirs, path.stem)
     return "There is no published run with these parameters to compare with."
 
 
 def _compare(ours: pd.DataFrame, theirs: pd.DataFrame, name: str) -> str:
     pair = [
-        groups.by_group(t).query("measure == 'accuracy'").set_index(["budget", "group"])["value"]
+        groups.by_group(t[t["study"].isin(set(ours["study"]) & set(theirs["study"]))])
+        .query("measure == 'accuracy'")
+        .set_index(["method", "budget", "group"])["value"]
         for t in (ours, theirs)
     ]
     both = pd.concat(pair, axis=1, join="inner", keys=["ours", "theirs"])
@@ -153,5 +175,7 @@ def _compare(ours: pd.DataFrame, theirs: pd.DataFrame, name: str) -> str:
         )
     return (
         f"{len(apart)} of {len(both)} accuracies lie more than {TOLERANCE} points from the published "
-        f"run '{name}': " + "; ".join(f"{g} at {percent(b)}" for b, g in apart.index) + "."
+        f"run '{name}': "
+        + "; ".join(f"{g} at {percent(b)}, {plots.named(m)}" for m, b, g in apart.index)
+        + "."
     )

@@ -486,8 +486,8 @@ SOURCES = {
         _read_cifar10,
         "CIFAR-10, small photographs of ten kinds of objects",
         "no explicit licence; cite Krizhevsky (2009)",
-        "Run `relufair data --data DIR --download cifar10`, or put CIFAR-10-images.tar.gz (the "
-        "edition as image files) into the data folder.",
+        "Run `relufair data --data DIR --download cifar10`, or put cifar-10-python.tar.gz, or "
+        "CIFAR-10-images.tar.gz (the edition as image files), into the data folder.",
         {"object": 10, "half": 2},
         target="object", groups="label", expected=60000,
         files=(("cifar-10-batches-py",), ("cifar-10-python.tar.gz",),

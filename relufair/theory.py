@@ -141,8 +141,9 @@ class DecisionBoundary:
                 about |= {"device": "CPU", "date": datetime.date.today().isoformat()}
                 rows.append(counted.assign(**about)[[*about, *counted.columns]])
         layers = " and ".join(map(str, self.hidden))
-        what = f"toy, {self.samples:,} points · MLP with layers of {layers} · evenly spread"
-        return pd.concat(rows, ignore_index=True).assign(tier="every", what=what)
+        what = f"toy, {self.samples:,} points · MLP with layers of {layers}"
+        table = pd.concat(rows, ignore_index=True)
+        return table.assign(tier="every", what=what, method="evenly spread")
 
 
 def train_together(

@@ -130,9 +130,13 @@ def constant(epoch: int, epochs: int) -> float:
     return 1.0
 
 
-def sgd(net: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def sgd(
+    net: nn.Module, lr: float, weight_decay: float, nesterov: bool = False
+) -> torch.optim.Optimizer:
     """SGD with momentum 0.9 on all trainable parameters."""
-    return torch.optim.SGD(net.parameters(), lr, 0.9, weight_decay=weight_decay, fused=_fuses(net))
+    return torch.optim.SGD(
+        net.parameters(), lr, 0.9, weight_decay=weight_decay, nesterov=nesterov, fused=_fuses(net)
+    )
 
 
 def adam(net: nn.Module, lr: float, masks_lr: float) -> torch.optim.Optimizer:

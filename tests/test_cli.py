@@ -109,7 +109,7 @@ DROPS = {
     "target=": r"target=(None: must be text|'': allowed are digit, half)",
     "groups=nope": r"groups='nope': allowed are digit, half, label",
     'groups="half,nope"': r"groups='nope': allowed are digit, half, label",
-    "keep=most": r"keep='most': must be 'paper', 'all', or a share between 0 and 1",
+    "keep=most": r"keep='most': must be 'paper', 'rotated', 'all', or a share between 0 and 1",
     "keep_in_test=maybe": r"keep_in_test='maybe': must be a value such as False",
     "keep_in_test=1": r"keep_in_test=1: must be a value such as False",
     "size=8": r"size=8: must be 16 to 256 pixels, or 0",

@@ -328,11 +328,15 @@ def test_images_stay_with_their_labels(toy, tmp_path):
         ({"size": 257}, "size=257: must be 16 to 256"),
         ({"size": 16.5}, "size=16.5: must be 16 to 256"),
         ({"size": -1}, "size=-1: must be 16 to 256"),
-        ({"keep": "half"}, "keep='half': must be 'paper', 'all', or a share between 0 and 1"),
+        (
+            {"keep": "half"},
+            "keep='half': must be 'paper', 'rotated', 'all', or a share between 0 and 1",
+        ),
         ({"keep": "0.5,1.5"}, "keep='0.5,1.5': must be"),
         ({"keep": "0.5,-0.1"}, "keep='0.5,-0.1': must be"),
         ({"keep": "0.5,nan"}, "keep='0.5,nan': must be"),
         ({"keep": ""}, "keep='': must be"),
+        ({"dataset": "utkface", "keep": "rotated"}, "keep='rotated': utkface has no halves"),
         ({"keep": 0.5}, "keep=0.5: must be"),
     ],
 )
@@ -574,3 +578,17 @@ def test_taking_some_images_takes_all_that_belongs_to_them():
     np.testing.assert_array_equal(some.images, images(6)[[4, 0]])
     assert some.sizes() == {"x": 1, "y": 1, "z": 0}
     assert len(some) == 2 and len(some.take(np.array([], int))) == 0
+
+
+def test_rotated_gives_each_half_what_the_other_had(tmp_path):
+    """The classes 5–9 keep nine tenths and 0–4 one tenth; the test set stays as it is."""
+    store = Store(tmp_path)
+    whole, paper, rotated = (
+        data.load(Choice("digits", groups="label", keep=keep), 0, None, store)
+        for keep in ("all", "paper", "rotated")
+    )
+    every, usual, turned = (list(s.train.sizes().values()) for s in (whole, paper, rotated))
+    assert turned[5:] == [round(0.9 * n) for n in every[5:]]
+    assert turned[:5] == [round(0.1 * n) for n in every[:5]]
+    assert usual[:5] == [round(0.9 * n) for n in every[:5]]
+    assert (rotated.test.rows == whole.test.rows).all()

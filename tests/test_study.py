@@ -6,16 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from relufair import config, masks, study
+from relufair import config, masks, pipeline
 from relufair.data import Choice
+from relufair.methods import PIPELINES
+from relufair.pipeline import VERSIONS, Run, Snl
 from relufair.store import Store, key_of
-from relufair.study import AccuracyDrops, Pipeline, Run
+from relufair.study import AccuracyDrops
 
 # Few steps, and a descent that still passes its budgets one after the other.
 QUICK = {
@@ -23,8 +26,9 @@ QUICK = {
 }  # fmt: skip
 PARAMETERS = {
     "dataset": "digits", "target": "auto", "groups": "auto", "keep": "paper",
-    "keep_in_test": False, "size": 0, "arch": "resnet18", "width": 2, "method": "snl",
+    "keep_in_test": False, "size": 0, "arch": "resnet18", "width": 2, "methods": ["snl"],
     "budgets": [0.5, 0.1], "seeds": [0], "schedule": "ci", "training": QUICK, "workers": 1,
+    "every_group": False,
 }  # fmt: skip
 
 GOLDEN = {
@@ -71,10 +75,10 @@ def test_the_tally_is_complete_and_exact(finished):
 def test_the_networks_have_exactly_the_masks_of_the_budget(finished):
     """Teacher with all ReLUs; finetuned networks with the snapshot's masks and other weights."""
     store, _ = finished
-    pipeline = Pipeline(make().runs()[0], store, None)
-    for units in pipeline.units:
-        snapshot, finetuned = pipeline.snapshots[units], pipeline.finetuned(units)
-        net = pipeline.linearized(finetuned)
+    run = Snl(make().runs()[0], store, None)
+    for units in run.units:
+        snapshot, finetuned = run.snapshots[units], run.linear(units)
+        net = run.linearized(finetuned)
         assert masks.count(net) == units
         alphas = [name for name in snapshot.arrays if name.endswith(".alpha")]
         assert alphas and all(
@@ -86,13 +90,13 @@ def test_the_networks_have_exactly_the_masks_of_the_budget(finished):
 def test_predictions_and_tally_agree(finished):
     """The per-image predictions, counted by hand, give the tally."""
     store, table = finished
-    pipeline = Pipeline(make().runs()[0], store, None)
-    images = pipeline.predictions(None).tables["images"]
+    run = Snl(make().runs()[0], store, None)
+    images = run.predictions(None).tables["images"]
     assert set(images["split"]) == {"validation", "test"} and images["margin"].between(0, 1).all()
     test = images[images["split"] == "test"]
-    assert (test["row"].to_numpy() == pipeline.splits.test.rows).all()
+    assert (test["row"].to_numpy() == run.splits.test.rows).all()
     right = (test["label"] == test["prediction"]).to_numpy()
-    low = pipeline.splits.test.labels < 5
+    low = run.splits.test.labels < 5
     counted = table[table["budget"] == 1].set_index("group")["correct"]
     assert counted.to_dict() == {"classes 0–4": right[low].sum(), "classes 5–9": right[~low].sum()}
 
@@ -101,7 +105,7 @@ def test_a_second_run_trains_nothing(finished, monkeypatch):
     """All is taken from the store; nothing is rewritten."""
     store, table = finished
     before = written(store)
-    monkeypatch.setattr(study.training, "fit", None)
+    monkeypatch.setattr(pipeline.training, "fit", None)
     pd.testing.assert_frame_equal(make().run(store=store), table)
     assert written(store) == before
 
@@ -109,7 +113,7 @@ def test_a_second_run_trains_nothing(finished, monkeypatch):
 def test_other_groups_and_fewer_budgets_train_nothing(finished, monkeypatch):
     """The networks do not depend on whom one compares, nor on the other budgets."""
     store, table = finished
-    monkeypatch.setattr(study.training, "fit", None)
+    monkeypatch.setattr(pipeline.training, "fit", None)
     by_class = make(groups="label", budgets=[0.1]).run(store=store)
     assert by_class["group"].nunique() == 10
     total = by_class.groupby("budget")["correct"].sum()
@@ -119,14 +123,14 @@ def test_other_groups_and_fewer_budgets_train_nothing(finished, monkeypatch):
 def test_a_lower_budget_goes_on_where_the_descent_ended(finished, monkeypatch):
     """And finds what a descent that knew of it from the start finds."""
     store, _ = finished
-    starts, fit = [], study.training.fit
+    starts, fit = [], pipeline.training.fit
 
     def watching(*args, **kwargs):
-        if isinstance(args[2], study.snl.Descent):
+        if isinstance(args[2], pipeline.snl.Descent):
             starts.append(kwargs["checkpoint"].exists())
         return fit(*args, **kwargs)
 
-    monkeypatch.setattr(study.training, "fit", watching)
+    monkeypatch.setattr(pipeline.training, "fit", watching)
     later = make(budgets=[0.02]).run(store=store)
     assert starts == [True]
     at_once = make(budgets=[0.5, 0.1, 0.02]).run(store=Store(store.root.parent / "other"))
@@ -137,9 +141,9 @@ def test_a_lower_budget_goes_on_where_the_descent_ended(finished, monkeypatch):
 def test_a_budget_in_between_starts_over(finished, monkeypatch):
     """The ended descent is past it, so it is run again, and agrees with its stored snapshots."""
     store, _ = finished
-    pipeline = Pipeline(make(budgets=[0.5, 0.25, 0.1]).runs()[0], store, None)
-    old = {u: pipeline._snapshot(u).facts["step"] for u in (1920, 384)}
-    steps = {u: s.facts["step"] for u, s in pipeline.snapshots.items()}
+    run = Snl(make(budgets=[0.5, 0.25, 0.1]).runs()[0], store, None)
+    old = {u: run._snapshot(u).facts["step"] for u in (1920, 384)}
+    steps = {u: s.facts["step"] for u, s in run.snapshots.items()}
     assert old[1920] < steps[960] < old[384]
 
 
@@ -186,7 +190,8 @@ def test_a_search_that_ends_too_early_names_what_to_raise(tmp_path):
     ("change", "message"),
     [
         ({"arch": "resnet19"}, "arch='resnet19': allowed are resnet18, resnet34"),
-        ({"method": "magic"}, "method='magic': allowed are snl"),
+        ({"methods": ["magic"]}, "methods='magic': allowed are snl, deepreduce"),
+        ({"methods": []}, "methods=.*at least one"),
         ({"dataset": "mnist"}, "dataset='mnist': allowed are digits"),
         ({"budgets": [1.5]}, "budget=1.5"),
         ({"budgets": [1e-6]}, "would leave none of the 3840 ReLUs"),
@@ -219,8 +224,8 @@ def test_zero_is_the_fully_linear_network(tmp_path):
     study = make(budgets=[0.0])
     table = study.run(store=Store(tmp_path))
     assert table["relus"].unique().tolist() == [3840, 0]
-    pipeline = Pipeline(study.runs()[0], Store(tmp_path), None)
-    net = pipeline.linearized(pipeline.finetuned(0)).double().eval()
+    run = Snl(study.runs()[0], Store(tmp_path), None)
+    net = run.linearized(run.linear(0)).double().eval()
     a, b = torch.rand(2, 1, 1, 16, 16, dtype=torch.float64)
     torch.testing.assert_close(net((a + b) / 2), (net(a) + net(b)) / 2)
 
@@ -231,14 +236,15 @@ def test_keys_hold_what_matters_and_nothing_else():
 
     def keys(**changes):
         plan = config.schedule("ci", changes.pop("training", {}))
-        run = Run(Choice("digits").resolve(), "resnet18", 2, "snl", (0.5,), plan, 0)
-        pipeline = Pipeline(run, store, None)
-        pipeline.__dict__["splits"] = type("Splits", (), {"digest": "d"})
+        run = Snl(
+            Run(Choice("digits").resolve(), "resnet18", 2, "snl", (0.5,), plan, 0), store, None
+        )
+        run.__dict__["splits"] = type("Splits", (), {"digest": "d"})
         stages = {
-            "teacher": pipeline.teacher_config, "descent": pipeline.descent_config,
-            "snapshot": pipeline.snapshot_config(9), "finetune": pipeline.finetune_config(9),
+            "teacher": run.teacher_config, "descent": run.descent_config,
+            "snapshot": run.snapshot_config(9), "finetune": run.linear_config(9),
         }  # fmt: skip
-        return {k: key_of(k, study.VERSIONS[k], v) for k, v in stages.items()}
+        return {k: key_of(k, VERSIONS[k], v) for k, v in stages.items()}
 
     usual = keys()
     expected = {
@@ -259,21 +265,89 @@ def test_stages_behave_as_their_versions_say(finished):
     """What each stage computes, to what other processors may round differently.
 
     If this fails after a change of the code, and the change is meant, raise the version of each stage
-    whose numbers moved in ``study.VERSIONS``, and renew the numbers.
+    whose numbers moved in ``VERSIONS``, and renew the numbers.
     """
     store, _ = finished
-    pipeline = Pipeline(make().runs()[0], store, None)
-    half, tenth = pipeline.units
+    run = Snl(make().runs()[0], store, None)
+    half, tenth = run.units
     found = {
-        "teacher": pipeline.teacher().tables["log"]["loss"].tolist(),
-        "snapshot": [pipeline.snapshots[u].facts["step"] for u in (half, tenth)],
-        "finetune": [pipeline.finetuned(u).tables["log"]["loss"][0] for u in (half, tenth)],
-        "predictions": [pipeline.predictions(half).tables["images"]["margin"].mean()],
+        "teacher": run.teacher().tables["log"]["loss"].tolist(),
+        "snapshot": [run.snapshots[u].facts["step"] for u in (half, tenth)],
+        "finetune": [run.linear(u).tables["log"]["loss"][0] for u in (half, tenth)],
+        "predictions": [run.predictions(half).tables["images"]["margin"].mean()],
     }
     for stage, numbers in GOLDEN.items():
         assert found[stage] == pytest.approx(numbers, rel=0.05), stage
-    assert study.VERSIONS == {
-        "teacher": 1, "descent": 1, "snapshot": 1, "finetune": 1, "predictions": 1,
+    assert VERSIONS == {
+        "teacher": 1, "descent": 1, "snapshot": 1, "finetune": 1, "student": 1, "narrow": 1,
+        "predictions": 1,
     }  # fmt: skip
-    pinned = key_of("descent", 1, pipeline.descent_config), pipeline.splits.digest[:12]
+    pinned = key_of("descent", 1, run.descent_config), run.splits.digest[:12]
     assert pinned == PINNED
+
+
+@pytest.fixture(scope="module")
+def all_methods(finished):
+    """The tally of every method, in the store of the finished study."""
+    store, _ = finished
+    plan = QUICK | {"student_epochs": 1}
+    table = make(methods=list(config.METHODS), budgets=[0.5, 0.1, 0.02], training=plan).run(
+        store=store
+    )
+    return store, table.set_index(["method", "budget"])
+
+
+def test_every_method_has_a_pipeline():
+    assert set(PIPELINES) == set(config.METHODS)
+
+
+def test_each_method_keeps_the_relus_that_it_says(all_methods):
+    """Exactly the budget, the largest configuration not above it, all, or a narrower network's."""
+    _, table = all_methods
+    relus = table["relus"].groupby(["method", "budget"]).first()
+    exact = {0.5: 1920, 0.1: 384, 0.02: 76}
+    for method in ("snl", "random", "smallest_effect"):
+        assert relus[method].drop(1.0).to_dict() == exact
+    assert relus["all_kept"].unique().tolist() == [3840]
+    assert set(relus["narrower"].drop(1.0)) == {1920}  # width 1, the only narrower one
+    # Half is met by thinning every stage, a tenth by culling 1 and 2 and thinning the rest.
+    assert relus["deepreduce"].to_dict() == {1.0: 3840, 0.5: 1920, 0.1: 384}
+
+
+def test_the_controls_share_the_teacher_and_differ_in_the_masks(all_methods):
+    """As many ReLUs, chosen otherwise, on the same teacher."""
+    store, _ = all_methods
+    (run,) = make(methods=["random"]).runs()
+    chosen = {}
+    for method in ("snl", "random", "smallest_effect"):
+        found = PIPELINES[method](replace(run, method=method), store, None)
+        arrays = found.snapshot(384).arrays
+        chosen[method] = np.concatenate([a.ravel() > 0 for n, a in arrays.items() if "alpha" in n])
+        assert chosen[method].sum() == 384
+    assert all((chosen["snl"] != chosen[m]).any() for m in ("random", "smallest_effect"))
+
+
+def test_all_kept_trains_as_many_steps_as_the_search(all_methods):
+    store, _ = all_methods
+    (run,) = make(methods=["all_kept"]).runs()
+    found = PIPELINES["all_kept"](run, store, None)
+    for units in found.units:
+        snapshot = found.snapshot(units)
+        assert snapshot.facts["step"] == found.search.snapshot(units).facts["step"] > 0
+        assert all((a == 1).all() for n, a in snapshot.arrays.items() if n.endswith(".alpha"))
+        assert not np.array_equal(snapshot.arrays["fc.weight"], found.teacher().arrays["fc.weight"])
+
+
+def test_all_methods_are_taken_from_the_store(all_methods, monkeypatch):
+    store, table = all_methods
+    monkeypatch.setattr(pipeline.training, "fit", None)
+    plan = QUICK | {"student_epochs": 1}
+    again = make(methods=list(config.METHODS), budgets=[0.5, 0.1, 0.02], training=plan)
+    pd.testing.assert_frame_equal(again.run(store=store).set_index(["method", "budget"]), table)
+
+
+def test_a_study_is_known_by_what_its_method_depends_on():
+    """DeepReDuce does not depend on SNL's search, nor SNL on the student's training."""
+    usual, other = make(), make(training=QUICK | {"student_epochs": 3})
+    assert usual.identity("snl") == other.identity("snl")
+    assert usual.identity("deepreduce") != other.identity("deepreduce")

@@ -1,0 +1,232 @@
+"""What the paper's explanation measures, for every network of a run and every group.
+
+The result is one long table, a row a network × set × group × measure, with the columns ``seed``,
+``method``, ``budget`` (1 is the teacher), ``split`` (``train`` or ``test``), ``group``, ``n`` (images
+behind the number), ``measure`` and ``value``. The measures are
+
+====================== =============================================================================
+``loss``               mean cross-entropy
+``gradient``           norm of the gradient of the group's mean loss
+``scaled_gradient``    the same, each layer's norm times that of its weights, which has no scale
+``gap``, ``margin``    mean distance to the boundary, as top-two difference of softmax and of logits
+``linear``,            mean distance to the boundary in the space of images, to first order
+``refined``            and to the boundary itself
+``eigenvalue``         largest of the group's Hessian, of the teacher only, with
+``residual``           how far it may be off, ``lowest`` (the lowest Ritz value), and ``products``
+``released_gradient``  the released code's norm and
+``released_eigenvalue`` curvature, on mini-batches of the test set; of the teacher only
+``thinned_gradient``   of as many images of the largest group as the smallest has; of the teacher only
+``change``             distance of all weights from the teacher's
+``… of <layer>``       ``scaled_gradient`` and ``change``, layer by layer
+====================== =============================================================================
+
+Eigenvalues and distances in the space of images are taken on as many images of each group, so that
+groups compare.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from relufair import geometry, groups, training
+from relufair.groups import ALL
+from relufair.pipeline import Pipeline
+from relufair.store import Artifact
+from relufair.training import Samples
+
+VERSION = 1
+TELLING = ("gradient", "scaled_gradient", "eigenvalue", "gap", "margin", "refined")
+BATCH = 256  # mini-batches of the released code's measures
+
+
+def measured(pipe: Pipeline, sample: int) -> pd.DataFrame:
+    """The long table of all networks of one run.
+
+    Args:
+        pipe: the run.
+        sample: images of each group for eigenvalues and distances in the space of images; all of
+            a group that has fewer.
+    """
+    tables = [
+        _network(pipe, units, sample).assign(budget=pipe.units.get(units, 1.0))
+        for units in (None, *pipe.reached)
+    ]
+    about = {"seed": pipe.run.seed, "method": pipe.run.method}
+    return pd.concat(tables, ignore_index=True).assign(**about)
+
+
+def _network(pipe: Pipeline, units: int | None, sample: int) -> pd.DataFrame:
+    choice = pipe.run.choice
+    config = {"of": pipe.identity(units), "groups": choice.groups, "sample": sample}
+    config |= {"teacher": pipe.identity(None)}
+
+    def compute(_: Path) -> Artifact:
+        parts = [_split(pipe, units, name, sample) for name in ("train", "test")]
+        table = pd.concat([*parts, _whole(pipe, units)], ignore_index=True)
+        return Artifact(tables={"measures": table}, facts=pipe.facts())
+
+    return pipe.store.fetch("geometry", VERSION, config, compute).tables["measures"]
+
+
+def _split(pipe: Pipeline, units: int | None, name: str, sample: int) -> pd.DataFrame:
+    net, samples = pipe.net(units), pipe.part(name)
+    parts = [_first_order(net, samples), _distances(net, samples, sample)]
+    if units is None and name == "train":
+        parts += [_thinned(net, samples), _curvature(net, samples, sample)]
+    if units is None and name == "test":
+        parts.append(_released(net, samples))
+    table = pd.concat(parts, ignore_index=True).assign(split=name)
+    names = dict(enumerate(pipe.splits.train.group_names))
+    return table.assign(group=table["group"].map(lambda group: names.get(group, group)))
+
+
+def _long(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns beside ``group`` and ``n`` as rows ``measure``, ``value``."""
+    return table.melt(["group", "n"], var_name="measure", value_name="value").astype(
+        {"value": float}
+    )
+
+
+def _first_order(net: nn.Module, samples: Samples) -> pd.DataFrame:
+    layers = geometry.layer_norms(net, samples)
+    inner = layers[layers["layer"] != ALL]
+    found = layers[layers["layer"] == ALL].set_index("group")[["n", "gradient"]]
+    found["scaled_gradient"] = np.sqrt((inner["product"] ** 2).groupby(inner["group"]).sum())
+    found["loss"] = pd.Series(geometry.losses(net, samples))
+    z, by = training.logits(net, samples), samples.groups.cpu().numpy()
+    for name, function in {"gap": geometry.softmax_gap, "margin": geometry.logit_margin}.items():
+        found[name] = pd.Series(function(z).cpu().numpy()).groupby(by).mean()
+    by_layer = inner.rename(columns={"product": "value"})[["group", "n", "value"]]
+    by_layer = by_layer.assign(measure="scaled_gradient of " + inner["layer"])
+    return pd.concat([_long(found.reset_index()), by_layer], ignore_index=True)
+
+
+def _distances(net: nn.Module, samples: Samples, sample: int) -> pd.DataFrame:
+    index = torch.cat([_some(i, sample) for i in geometry.members(samples).values()])
+    linear, refined = geometry.input_distance(net, samples, index)
+    columns = {"linear": linear, "refined": refined.where(refined.isfinite(), torch.nan)}
+    each = pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+    by = each.groupby(samples.groups[index].cpu().numpy())
+    return _long(by.mean().assign(n=by.size()).rename_axis("group").reset_index())
+
+
+def _some(index: torch.Tensor, n: int) -> torch.Tensor:
+    return geometry.subsample(index, min(n, len(index)), seed=0)
+
+
+def _thinned(net: nn.Module, samples: Samples) -> pd.DataFrame:
+    """The gradient of the largest group, thinned to the size of the smallest."""
+    sizes = {group: len(index) for group, index in geometry.members(samples).items()}
+    largest, n = max(sizes, key=sizes.__getitem__), min(sizes.values())
+    index = geometry.subsample(geometry.members(samples)[largest], n, seed=0)
+    parts = geometry.gradient(net, samples, index).values()
+    norm = sum((part.double() ** 2).sum() for part in parts).sqrt().item()
+    return pd.DataFrame([{"group": largest, "n": n, "measure": "thinned_gradient", "value": norm}])
+
+
+def _curvature(net: nn.Module, samples: Samples, sample: int) -> pd.DataFrame:
+    rows = [
+        {"group": group} | vars(geometry.top_eigenvalue(net, samples, _some(index, sample)))
+        for group, index in geometry.members(samples).items()
+    ]
+    return _long(pd.DataFrame(rows).rename(columns={"value": "eigenvalue"}))
+
+
+def _released(net: nn.Module, samples: Samples) -> pd.DataFrame:
+    norms = geometry.released_gradient_norm(net, samples, BATCH)
+    tops = geometry.released_eigenvalue(net, samples, BATCH)
+    named = {"released_gradient": norms, "released_eigenvalue": tops}
+    tables = [t[["group", "n", "value"]].assign(measure=name) for name, t in named.items()]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _whole(pipe: Pipeline, units: int | None) -> pd.DataFrame:
+    """What belongs to no group: how far the weights have moved."""
+    about: dict[str, Any] = {"split": "train", "group": ALL, "n": len(pipe.splits.train)}
+    moved = geometry.weight_change(pipe.teacher_net, pipe.net(units))
+    layers = moved.rename(columns={"change": "value"}).assign(measure="change of " + moved["layer"])
+    layers.loc[layers["layer"] == ALL, "measure"] = "change"
+    return layers[["measure", "value"]].assign(**about)
+
+
+# From the long table ------------------------------------------------------------------------------
+
+
+def bounds(table: pd.DataFrame) -> pd.DataFrame:
+    """Both sides of Theorem 4.4 on the training set, without its remainder, by group and budget.
+
+    Returns:
+        A row a method × budget × group, averaged over seeds, with the columns ``excess loss`` (left
+        side), ``gradient term``, ``curvature term``, ``bound`` (right side) and ``holds``, the share
+        of seeds in which the left side is not above the right.
+    """
+    keys = ["seed", "method", "group"]
+    wide = table[table["split"] == "train"].pivot_table(
+        "value", [*keys, "budget"], "measure", "first"
+    )
+    wide = wide.reset_index()
+    teacher = wide[wide["budget"] == 1].set_index(keys)[["loss", "gradient", "eigenvalue"]]
+    moved = wide[wide["group"] == ALL].set_index(["seed", "method", "budget"])["change"]
+    own = wide[(wide["group"] != ALL) & (wide["budget"] < 1)]
+    own = own[[*keys, "budget", "loss"]].join(teacher, keys, rsuffix=" before")
+    step = own.join(moved, ["seed", "method", "budget"])["change"]
+    own["excess loss"] = own["loss"] - own["loss before"]
+    own["gradient term"] = own["gradient"] * step
+    own["curvature term"] = own["eigenvalue"] * step**2 / 2
+    own["bound"] = own["gradient term"] + own["curvature term"]
+    own["holds"] = (own["excess loss"] <= own["bound"]).astype(float)
+    columns = ["excess loss", "gradient term", "curvature term", "bound", "holds"]
+    return own.groupby(["method", "budget", "group"], sort=False)[columns].mean()
+
+
+def correlations(
+    table: pd.DataFrame, tally: pd.DataFrame, budget: float, seed: int = 0
+) -> pd.DataFrame:
+    """Rank correlation, across groups, of what happens at ``budget`` with the teacher's measures.
+
+    Args:
+        table: the long table.
+        tally: of the same runs, see :mod:`relufair.groups`.
+        budget: where the outcome is taken.
+        seed: of the bootstrap.
+
+    Returns:
+        A row an ``outcome`` (``accuracy`` at the budget, ``relative_drop``) × ``measure`` with
+        ``value`` (Spearman's coefficient, averaged over seeds), ``low``, ``high`` (95 %, bootstrap
+        over groups), ``groups`` and ``seeds``. With few groups the interval is wide, and rightly so.
+    """
+    summary = groups.by_group(tally[tally["budget"] == budget])
+    summary = summary[summary["group"] != ALL].pivot(
+        index="group", columns="measure", values="value"
+    )
+    base = table[(table["budget"] == 1) & (table["split"] == "train")]
+    rows = []
+    for outcome, measure in itertools.product(("accuracy", "relative_drop"), TELLING):
+        by_seed = base[base["measure"] == measure].pivot_table("value", "group", "seed")
+        by_seed = by_seed.reindex(summary.index)
+        low, value, high = _spearman(by_seed, summary[outcome], np.random.default_rng(seed))
+        about = {"outcome": outcome, "measure": measure, "value": value, "low": low, "high": high}
+        rows.append(about | {"groups": len(summary), "seeds": by_seed.shape[1]})
+    return pd.DataFrame(rows)
+
+
+def _spearman(
+    by_seed: pd.DataFrame, drop: pd.Series, rng: np.random.Generator, draws: int = 1000
+) -> tuple[float, float, float]:
+    """Lower end, value and upper end of the mean rank correlation over seeds."""
+    x, y, every = by_seed.to_numpy(), drop.to_numpy(), np.arange(len(drop))
+
+    def correlation(index: np.ndarray) -> float:
+        a, b = pd.DataFrame(x[index]).rank(), pd.Series(y[index]).rank()
+        return a.corrwith(b).mean()
+
+    drawn = [correlation(rng.integers(len(every), size=len(every))) for _ in range(draws)]
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return low, correlation(every), high
