@@ -136,17 +136,18 @@ class Choice:
         fixed = self._shares()
         if fixed is None:
             fixed = (1.0,) * classes
-            if self._halved() and self.keep != "all":
+            if self.halved() and self.keep != "all":
                 fixed = PROTOCOL if self.keep == "paper" else PROTOCOL[::-1]
         if len(fixed) != classes:
             raise ValueError(f"keep={self.keep!r}: {len(fixed)} shares for {classes} classes")
         return fixed
 
-    def _halved(self) -> bool:
+    def halved(self) -> bool:
+        """Whether the paper's protocol applies: classes of equal size, in two halves."""
         return SOURCES[self.dataset].halved and self.target != "half"
 
     def _shares(self) -> tuple[float, ...] | None:
-        if self.keep == "rotated" and not self._halved():
+        if self.keep == "rotated" and not self.halved():
             raise ValueError(f"keep='rotated': {self.dataset} has no halves to change places")
         if self.keep in ("paper", "rotated", "all"):
             return None

@@ -43,6 +43,7 @@ from relufair.training import Samples
 
 VERSION = 1
 TELLING = ("gradient", "scaled_gradient", "eigenvalue", "gap", "margin", "refined")
+TOLERANCE = 1e-2  # of an eigenvalue's residual; its value is closer by far
 BATCH = 256  # mini-batches of the released code's measures
 
 
@@ -54,10 +55,12 @@ def measured(pipe: Pipeline, sample: int) -> pd.DataFrame:
         sample: images of each group for eigenvalues and distances in the space of images; all of
             a group that has fewer.
     """
-    tables = [
-        _network(pipe, units, sample).assign(budget=pipe.units.get(units, 1.0))
-        for units in (None, *pipe.reached)
-    ]
+    every, tables = (None, *pipe.reached), []
+    with training.progress(len(every), f"seed {pipe.run.seed}: measures", unit="network") as bar:
+        for units in every:
+            table = _network(pipe, units, sample)
+            tables.append(table.assign(budget=pipe.units.get(units, 1.0)))
+            bar.update()
     about = {"seed": pipe.run.seed, "method": pipe.run.method}
     return pd.concat(tables, ignore_index=True).assign(**about)
 
@@ -133,7 +136,8 @@ def _thinned(net: nn.Module, samples: Samples) -> pd.DataFrame:
 
 def _curvature(net: nn.Module, samples: Samples, sample: int) -> pd.DataFrame:
     rows = [
-        {"group": group} | vars(geometry.top_eigenvalue(net, samples, _some(index, sample)))
+        {"group": group}
+        | vars(geometry.top_eigenvalue(net, samples, _some(index, sample), TOLERANCE))
         for group, index in geometry.members(samples).items()
     ]
     return _long(pd.DataFrame(rows).rename(columns={"value": "eigenvalue"}))
@@ -141,7 +145,7 @@ def _curvature(net: nn.Module, samples: Samples, sample: int) -> pd.DataFrame:
 
 def _released(net: nn.Module, samples: Samples) -> pd.DataFrame:
     norms = geometry.released_gradient_norm(net, samples, BATCH)
-    tops = geometry.released_eigenvalue(net, samples, BATCH)
+    tops = geometry.released_eigenvalue(net, samples, BATCH, tol=5 * TOLERANCE)
     named = {"released_gradient": norms, "released_eigenvalue": tops}
     tables = [t[["group", "n", "value"]].assign(measure=name) for name, t in named.items()]
     return pd.concat(tables, ignore_index=True)
@@ -193,7 +197,7 @@ def correlations(
 
     Args:
         table: the long table.
-        tally: of the same runs, see :mod:`relufair.groups`.
+        tally: of the same runs, see :mod:`relufair.groups`; the first method in it counts.
         budget: where the outcome is taken.
         seed: of the bootstrap.
 
@@ -202,7 +206,8 @@ def correlations(
         ``value`` (Spearman's coefficient, averaged over seeds), ``low``, ``high`` (95 %, bootstrap
         over groups), ``groups`` and ``seeds``. With few groups the interval is wide, and rightly so.
     """
-    summary = groups.by_group(tally[tally["budget"] == budget])
+    own = (tally["budget"] == budget) & (tally["method"] == tally["method"].iloc[0])
+    summary = groups.by_group(tally[own])
     summary = summary[summary["group"] != ALL].pivot(
         index="group", columns="measure", values="value"
     )

@@ -20,6 +20,7 @@ as far as the spread between seeds goes; the number of seeds stands beside them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -63,8 +64,9 @@ def cells(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     """
     order = list(dict.fromkeys(table["group"]))
     wide = table.set_index(["seed", "group"])
+    wide = wide[["both", "base", "correct", "n"]]
     wide = wide.reindex(pd.MultiIndex.from_product([wide.index.levels[0], order])).fillna(0)
-    both, base, right, n = (wide[c].to_numpy() for c in ("both", "base", "correct", "n"))
+    both, base, right, n = wide.to_numpy().T
     counts = np.stack([both, base - both, right - both, n - base - right + both], -1)
     counts = counts.reshape(-1, len(order), 4).astype(int)
     return np.concatenate([counts, counts.sum(1, keepdims=True)], 1), [*order, ALL]
@@ -119,7 +121,9 @@ MEASURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def _interval(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
+    with warnings.catch_warnings():  # a group never right in any network has no relative drop
+        warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
+        low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
     return low, high
 
 
@@ -163,11 +167,11 @@ def sizes(table: pd.DataFrame) -> pd.DataFrame:
 def extremes(table: pd.DataFrame) -> tuple[str, str]:
     """The largest and the smallest group of the training set.
 
-    Groups with fewer than :data:`FEWEST` test images are passed over, unless all are so small.
+    Groups with fewer than :data:`FEWEST` test images are passed over, unless fewer than two are left.
     """
     every = sizes(table)
     enough = every[every["n"] >= FEWEST]
-    order = (enough if len(enough) else every).index
+    order = (enough if len(enough) > 1 else every).index
     return order[0], order[-1]
 
 

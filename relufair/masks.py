@@ -33,9 +33,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 def leaky(x: Tensor, slope: Tensor) -> Tensor:
     """``max(x, 0) + slope * min(x, 0)``; ``slope`` is broadcast over the batch.
 
-    The derivative at 0 is ``slope``, as it is 0 for the ReLU.
+    The derivative at 0 is ``slope``: 0 for the ReLU, 1 for the identity.
     """
-    return (x.relu() + slope * x.clamp_max(0)).to(x.dtype)
+    # Adding 0 makes the -0 of a zero slope the 0 of a ReLU.
+    return torch.where(x > 0, x, slope * x + 0).to(x.dtype)
 
 
 def _grad_input(grad: Tensor, x: Tensor, slope: Tensor) -> Tensor:
@@ -246,7 +247,7 @@ def masked(net: nn.Module, image_shape: tuple[int, ...]) -> nn.Module:
 
     Raises:
         ValueError: saying why, if there is no ReLU, if torch.fx cannot record the network, or if the
-            record would leave out some of what the network does, see :func:`_check`.
+            record would leave out some of what the network does.
     """
     if isinstance(net, fx.GraphModule) or sites(net):
         raise ValueError(_refusal(net, "it is a graph or has masks: give the network it came from"))
@@ -415,7 +416,7 @@ def _closed(*_, **__) -> None:
 
 
 class _CountReLUs(TorchDispatchMode):
-    """Counts all ReLUs that are computed, wherever they are written."""
+    """Counts the plain ReLUs that are computed, wherever they are written."""
 
     count = 0
 
@@ -435,9 +436,9 @@ def _check(net: nn.Module, image_shape: tuple[int, ...], expected: list[dict]) -
     for training, before in enumerate(expected):
         with _CountReLUs() as seen:
             now = _step(net, image_shape, bool(training))
-        if (hidden := seen.count - len(sites(net))) > 0:
-            reason = f"{hidden} of its ReLUs are inside modules or functions that torch.fx does not"
-            raise ValueError(_refusal(net, f"{reason} enter, such as nn.TransformerEncoderLayer"))
+        if seen.count:
+            reason = f"{seen.count} of its ReLUs are inside modules or functions that torch.fx does"
+            raise ValueError(_refusal(net, f"{reason} not enter, like nn.TransformerEncoderLayer"))
         if changed := [name for name in before if not _equal(before[name], now[name])]:
             reason = f"torch.fx did not record all it does: {changed[0]} would differ in"
             mode = "training" if training else "evaluation"

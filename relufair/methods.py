@@ -205,9 +205,9 @@ class Narrower(Pipeline):
 
     @cached_property
     def widths(self) -> list[int]:
-        """The candidates: three quarters, a half, a quarter and an eighth of the width."""
+        """The candidates: three quarters, a half and a quarter of the width."""
         whole = 4 if self.run.arch == "wideresnet22_8" else 1  # its stem has a quarter
-        return sorted({self.run.width * k // 8 // whole * whole for k in (1, 2, 4, 6)} - {0})
+        return sorted({self.run.width * k // 8 // whole * whole for k in (2, 4, 6)} - {0})
 
     @cached_property
     def reached(self) -> dict[int, int]:

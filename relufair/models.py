@@ -167,7 +167,7 @@ def build(
     """The network ``arch`` with weights drawn from ``seed`` alone.
 
     Args:
-        arch: one of :data:`relufair.config.ARCHITECTURES`.
+        arch: one of ``relufair.config.ARCHITECTURES``.
         classes: number of logits.
         channels: channels of the images.
         width: 64 is the paper's network; all channels are proportional to it. It is the number of

@@ -215,3 +215,112 @@ def boundaries(toy: theory.Toy, budgets: Sequence[float], note: str = "") -> Fig
         axis.grid(visible=False)
     _legend(figure, axes[0], columns=4)
     return figure
+
+
+# The long table of :mod:`relufair.explain` ---------------------------------------------------------
+
+WORDS = {
+    "gradient": "gradient norm of the group's loss",
+    "scaled_gradient": "scale-free gradient norm",
+    "eigenvalue": "largest Hessian eigenvalue",
+    "refined": "distance to the boundary (image space)",
+    "margin": "distance to the boundary (logit margin)",
+    "gap": "distance to the boundary (softmax gap)",
+    "change": "distance from the teacher's weights",
+    "released_gradient": "released code's gradient norm",
+    "released_eigenvalue": "released code's eigenvalue",
+}
+
+
+def _seeds(
+    axis: Axes, x: pd.Series, y: pd.DataFrame, look: dict[str, Any], line: str = "-"
+) -> None:
+    """The mean of ``y`` (rows: places, columns: seeds) as a line, every seed as a faint point."""
+    for seed in y:
+        axis.plot(x, y[seed], look["marker"], color=look["color"], ms=3, alpha=0.4)
+    axis.plot(x, y.mean(axis=1), line, **look, lw=1.5, ms=6)
+
+
+def geometry_by_budget(
+    table: pd.DataFrame, tally: pd.DataFrame, measures: Sequence[str], note: str = "",
+    every: bool = False,
+) -> Figure:  # fmt: skip
+    """One panel a measure of the training set, each group by budget (Fig. 3); points are seeds."""
+    figure, (axes,) = _figure(len(measures), note)
+    method = table["method"].iloc[0]
+    own = table[(table["split"] == "train") & (table["method"] == method)]
+    for axis, measure in zip(axes, measures, strict=True):
+        rows = own[own["measure"] == measure]
+        places = _by_budget(axis, rows["budget"])
+        for group, look in styles(tally, every).items():
+            values = rows[rows["group"] == group].pivot(
+                index="budget", columns="seed", values="value"
+            )
+            _seeds(axis, values.index.map(places), values, look)
+        axis.set(ylabel=WORDS[measure], yscale="log")
+    _legend(figure, axes[0])
+    return figure
+
+
+def geometry_by_group(
+    table: pd.DataFrame, tally: pd.DataFrame, measures: Sequence[tuple[str, str]], note: str = ""
+) -> Figure:
+    """One panel a (measure, split) of the teacher: a bar a group (Fig. 4); points are seeds."""
+    figure, (axes,) = _figure(len(measures), note)
+    looks = styles(tally, every=True)
+    own = table[(table["budget"] == 1) & (table["method"] == table["method"].iloc[0])]
+    for axis, (measure, split) in zip(axes, measures, strict=True):
+        rows = own[(own["measure"] == measure) & (own["split"] == split)]
+        for i, (group, look) in enumerate(looks.items()):
+            values = rows.loc[rows["group"] == group, "value"]
+            axis.bar(i, values.mean(), color=look["color"], alpha=0.8)
+            axis.plot([i] * len(values), values, look["marker"], color="0.2", ms=4)
+        labels = [
+            f"{g}\n{row.train_n:,}" for g, row in groups.sizes(tally).loc[list(looks)].iterrows()
+        ]
+        axis.set_xticks(range(len(looks)), labels, fontsize=7, rotation=0 if len(looks) < 6 else 60)
+        axis.set_title(WORDS[measure], fontsize=10)
+        axis.grid(axis="x", visible=False)
+    axes[0].set_xlabel("group, with its training images")
+    return figure
+
+
+def weight_change(table: pd.DataFrame, note: str = "") -> Figure:
+    """How far the weights are from the teacher's, by budget and method (Fig. 8, left)."""
+    figure, (axes,) = _figure(1, note, height=3.4)
+    rows = table[(table["measure"] == "change") & (table["budget"] < 1)]
+    places, names = _by_budget(axes[0], rows["budget"]), rows["method"].unique()
+    for i, (method, color) in enumerate(zip(names, sns.color_palette("colorblind"), strict=False)):
+        values = rows[rows["method"] == method].pivot(
+            index="budget", columns="seed", values="value"
+        )
+        look = {"color": color, "marker": MARKERS[i], "label": named(method)}
+        _seeds(axes[0], values.index.map(places), values, look)
+    axes[0].set(ylabel=WORDS["change"], ylim=(0, None))
+    _legend(figure, axes[0], columns=4)
+    return figure
+
+
+def accuracy_against(
+    table: pd.DataFrame, tally: pd.DataFrame, measures: Sequence[str], budget: float,
+    note: str = "", every: bool = False,
+) -> Figure:  # fmt: skip
+    """Test accuracy at ``budget`` against each measure of that network, a point a group (Fig. 8)."""
+    figure, (axes,) = _figure(len(measures), note)
+    method = table["method"].iloc[0]
+    chosen = (tally["budget"] == budget) & (tally["method"] == method)
+    own = tally[chosen].set_index(["group", "seed"])
+    accuracy = (100 * own["correct"] / own["n"]).unstack("seed")
+    rows = table[(table["budget"] == budget) & (table["method"] == method)]
+    for axis, measure in zip(axes, measures, strict=True):
+        values = rows[(rows["measure"] == measure) & (rows["split"] == "train")]
+        values = values.pivot(index="group", columns="seed", values="value")
+        for group, look in styles(tally, every).items():
+            axis.plot(values.loc[group], accuracy.loc[group], look["marker"], color=look["color"],
+                      ms=4, alpha=0.4)  # fmt: skip
+            axis.plot(values.loc[group].mean(), accuracy.loc[group].mean(), ls="", ms=9, **look)
+        axis.set(xlabel=WORDS[measure], ylabel=f"test accuracy at {percent(budget)} (%)")
+        if measure.endswith("gradient"):
+            axis.set_xscale("log")
+    _legend(figure, axes[0])
+    return figure

@@ -42,20 +42,29 @@ def keep_figure(figure: Figure, name: str) -> None:
         figure.savefig(folder / f"{name}.svg", bbox_inches="tight")
 
 
-def provenance(table: pd.DataFrame) -> str:
-    """Tier, data, network, methods, seeds, device and date of a study's tally; groups left out."""
+def provenance(table: pd.DataFrame, marks: str = "bars: 95 % bootstrap") -> str:
+    """Tier, data, network, methods, seeds, device and date of a study's tally; groups left out.
+
+    Args:
+        table: the tally.
+        marks: what the figure's marks mean.
+    """
     first = table.iloc[0]
     seeds = ", ".join(map(str, sorted(table["seed"].unique())))
     devices = ", ".join(table["device"].unique())
     methods = ", ".join(map(plots.named, table["method"].unique()))
     lines = [
         f"{first['tier']} tier · {first['what']} · {methods} · "
-        f"n = {table['seed'].nunique()} seeds ({seeds}) · bars: 95 % bootstrap",
+        f"n = {_seeds(table['seed'].nunique())} ({seeds}) · {marks}",
         f"{devices} · {table['date'].max()}",
         plots.left_out(table),
         out_of_reach(table),
     ]
     return "\n".join(filter(None, lines))
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed" if n == 1 else f"{n} seeds"
 
 
 def out_of_reach(table: pd.DataFrame) -> str:
@@ -92,13 +101,13 @@ def verdict(table: pd.DataFrame, budget: float | None = None, method: str | None
         f"{answer} With {percent(budget)} of the ReLUs kept, *{small}* loses "
         f"{_with_interval(drops.loc[small])} % of its accuracy and *{large}* "
         f"{_with_interval(drops.loc[large])} %. The difference is {_with_interval(excess)} points "
-        f"(95 % intervals, seeds: {excess['seeds']})."
+        f"(95 % intervals, {_seeds(excess['seeds'])})."
     )
 
 
-def _with_interval(row: pd.Series) -> str:
-    text = f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
-    return text.replace("-", "−").replace("−0.0", "0.0")
+def _with_interval(row: pd.Series, digits: int = 1) -> str:
+    value, low, high = (round(row[name], digits) + 0.0 for name in ("value", "low", "high"))
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
 
 
 def pretty(table: pd.DataFrame) -> pd.DataFrame:
@@ -179,3 +188,78 @@ def _compare(ours: pd.DataFrame, theirs: pd.DataFrame, name: str) -> str:
         + "; ".join(f"{g} at {percent(b)}, {plots.named(m)}" for m, b, g in apart.index)
         + "."
     )
+
+
+# The long table of :mod:`relufair.explain` ---------------------------------------------------------
+
+
+def thinned(table: pd.DataFrame) -> pd.DataFrame:
+    """Gradient norms of the teacher: largest group, the same thinned, and the smallest; over seeds."""
+    own = table[(table["split"] == "train") & (table["budget"] == 1)]
+    own = own[own["method"] == own["method"].iloc[0]]
+    whole = own[own["measure"] == "gradient"]
+    few = own[own["measure"] == "thinned_gradient"]
+    smallest = whole.loc[whole["n"].idxmin(), "group"]
+    rows = {
+        "largest group": whole[whole["group"] == few["group"].iloc[0]],
+        "largest group, thinned": few,
+        "smallest group": whole[whole["group"] == smallest],
+    }
+    return pd.DataFrame(
+        {
+            "group": {name: row["group"].iloc[0] for name, row in rows.items()},
+            "images": {name: round(row["n"].mean()) for name, row in rows.items()},
+            "gradient norm": {name: f"{row['value'].mean():.3g}" for name, row in rows.items()},
+        }
+    )
+
+
+def correlations(table: pd.DataFrame) -> pd.DataFrame:
+    """For people: :func:`relufair.explain.correlations`, a column an outcome."""
+    cells = table.assign(
+        text=table.apply(lambda r: _with_interval(r, 2), axis=1),
+        measure=table["measure"].map(plots.WORDS),
+        outcome=table["outcome"].map({"accuracy": "with accuracy", "relative_drop": "with drop"}),
+    )
+    about = f"n = {table['groups'].iloc[0]} groups, {table['seeds'].iloc[0]} seeds"
+    wide = cells.pivot_table("text", "measure", "outcome", "first", sort=False)
+    return wide.rename_axis(index=None, columns=about)
+
+
+def bounds(table: pd.DataFrame) -> pd.DataFrame:
+    """For people: :func:`relufair.explain.bounds` of the first method, and how far above it is."""
+    own = table.reset_index()
+    own = own[own["method"] == own["method"].iloc[0]].drop(columns="method")
+    own = own.sort_values(["budget", "group"], ascending=[False, True], kind="stable")
+    own["factor"] = [
+        f"{bound / excess:,.0f}" if excess > 0 else "no loss"
+        for bound, excess in zip(own["bound"], own["excess loss"], strict=True)
+    ]
+    own["budget"] = own["budget"].map(percent)
+    own["holds"] = own["holds"].map(lambda share: f"{share:.0%} of seeds")
+    numbers = ["excess loss", "gradient term", "curvature term", "bound"]
+    own[numbers] = own[numbers].map(lambda x: f"{x:.3g}".replace("-", "−"))
+    return own.rename(columns={"budget": "ReLUs kept"}).set_index(["ReLUs kept", "group"])
+
+
+def halves(table: pd.DataFrame) -> pd.DataFrame:
+    """A tally of classes as one of the first and the second half of them."""
+    names = table["group"].unique()
+    half = dict.fromkeys(names[: len(names) // 2], f"{names[0]}–{names[len(names) // 2 - 1]}")
+    half |= dict.fromkeys(names[len(names) // 2 :], f"{names[len(names) // 2]}–{names[-1]}")
+    keys = ["method", "seed", "budget", "group"]
+    counts = ["train_n", "n", "correct", "base", "both"]
+    return (
+        table.assign(group=table["group"].map(half))
+        .groupby(keys, sort=False)[counts]
+        .sum()
+        .reset_index()
+    )
+
+
+def both_ways(tally: pd.DataFrame, rotated: pd.DataFrame | None) -> str:
+    """What the rare half of the classes loses, as they are and after changing places: Markdown."""
+    if rotated is None:
+        return "This data set has no halves of classes that could change places."
+    first, second = verdict(halves(tally)), verdict(halves(rotated))
+    return f"As in the paper: {first}\n\nHalves changed: {second}"

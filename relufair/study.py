@@ -20,7 +20,7 @@ import torch
 from relufair import config, explain, masks, methods, models
 from relufair.data import Choice
 from relufair.linearize import deepreduce
-from relufair.pipeline import Run
+from relufair.pipeline import Finetuned, Run
 from relufair.sources import data_folder
 from relufair.store import Store, key_of
 from relufair.theory import DecisionBoundary
@@ -149,19 +149,26 @@ class GradientsAndCurvature(AccuracyDrops):
         config.whole("sample", self.sample, 2)
 
     def explain(self, folder: Path | None = None, store: Store | None = None) -> pd.DataFrame:
-        """The long table of :mod:`relufair.explain`, computing what is missing."""
+        """The long table of :mod:`relufair.explain`, computing what is missing.
+
+        Only of methods whose networks have the teacher's weights: there are no others to compare.
+        """
         store, folder = store or Store(), data_folder(folder)
         pipes = [methods.pipeline(run, store, folder) for run in self.runs()]
+        pipes = [pipe for pipe in pipes if isinstance(pipe, Finetuned)]
         tables = [explain.measured(pipe, self.sample) for pipe in pipes]
         return pd.concat(tables, ignore_index=True)
 
-    def turned(self) -> AccuracyDrops | None:
-        """The same with the two halves of the classes changing places; None where there are none."""
-        names = [f.name for f in fields(AccuracyDrops)]
-        try:
-            return AccuracyDrops(**{n: getattr(self, n) for n in names} | {"keep": "rotated"})
-        except ValueError:
+    def turned(self, folder: Path | None = None, store: Store | None = None) -> pd.DataFrame | None:
+        """The first method's tally with the two halves of the classes changing places.
+
+        None where the data set has no such halves.
+        """
+        if not self.choice.halved():
             return None
+        names = [f.name for f in fields(AccuracyDrops)]
+        changes = {"keep": "rotated", "methods": self.methods[:1]}
+        return AccuracyDrops(**{n: getattr(self, n) for n in names} | changes).run(folder, store)
 
 
 def measure(run: Run, store: Store, folder: Path | None) -> pd.DataFrame:

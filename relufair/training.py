@@ -153,7 +153,7 @@ def _fuses(net: nn.Module) -> bool:
 
 
 @contextmanager
-def progress(total: int, label: str, start: int = 0) -> Iterator[tqdm]:
+def progress(total: int, label: str, start: int = 0, unit: str = "epoch") -> Iterator[tqdm]:
     """A bar with the time left, on a terminal or where ``RELUFAIR_PROGRESS`` says.
 
     The variable may be ``stderr`` or the path of a file to append to; without it, and without a
@@ -161,7 +161,7 @@ def progress(total: int, label: str, start: int = 0) -> Iterator[tqdm]:
     """
     target = os.environ.get("RELUFAIR_PROGRESS")
     shown = nullcontext(sys.stderr) if target in (None, "", "stderr") else Path(target).open("a")
-    about = {"total": total, "initial": start, "desc": label, "unit": "epoch", "ncols": 100}
+    about = {"total": total, "initial": start, "desc": label, "unit": unit, "ncols": 100}
     with shown as out, tqdm(**about, file=out, disable=False if target else None) as bar:
         yield bar
 

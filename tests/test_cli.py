@@ -79,7 +79,7 @@ DROPS = {
     "budgets=0.5": r"budgets=0\.5: must be a list such as \[0\.5",
     "budgets=[half]": r"budgets='half': must be",
     "arch=resnet19": r"arch='resnet19': allowed are resnet18, resnet34",
-    "method=pruning": r"method='pruning': allowed are snl",
+    "methods=[pruning]": r"methods='pruning': allowed are snl, deepreduce",
     "width=0": r"width=0: must be a whole number of at least 1",
     "width=8.5": r"width=8\.5: must be",
     "width=wide": r"width='wide': must be",

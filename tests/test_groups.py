@@ -15,8 +15,8 @@ def table(cells, budget=0.1, train=(900, 100)):
     for seed, per_group in enumerate(cells):
         for g, (both, base, right, neither) in enumerate(per_group):
             rows.append({
-                "seed": seed, "budget": budget, "group": "ab"[g], "train_n": train[g],
-                "n": both + base + right + neither, "correct": both + right,
+                "method": "snl", "seed": seed, "budget": budget, "group": "ab"[g],
+                "train_n": train[g], "n": both + base + right + neither, "correct": both + right,
                 "base": both + base, "both": both,
             })  # fmt: skip
     return pd.DataFrame(rows)
@@ -130,3 +130,22 @@ def test_tally_counts_every_image_once():
     assert counted["correct"].tolist() == [2, 0, 0]
     assert counted["base"].tolist() == [1, 0, 1]
     assert counted["both"].tolist() == [1, 0, 0]
+
+
+def test_methods_are_kept_apart():
+    """Two methods in one tally: the summary of each is that of its own rows."""
+    one, two = table(CELLS), table(CELLS[::-1]).assign(method="random")
+    both = groups.by_group(pd.concat([one, two]))
+    for method, own in (("snl", one), ("random", two)):
+        rows = both[both["method"] == method].reset_index(drop=True)
+        pd.testing.assert_frame_equal(rows, groups.by_group(own))
+
+
+def test_groups_with_too_few_test_images_decide_nothing():
+    """Of three groups the smallest has 10 test images: the verdict is about the other two."""
+    three = table([[(80, 10, 5, 5), (60, 20, 0, 20)]])
+    tiny = three[three["group"] == "b"].assign(
+        group="c", train_n=5, n=10, correct=5, base=6, both=5
+    )
+    assert groups.extremes(pd.concat([three, tiny])) == ("a", "b")
+    assert groups.extremes(table(CELLS)) == ("a", "b")  # but one must have something to say

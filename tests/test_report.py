@@ -57,10 +57,12 @@ def test_the_pretty_table_has_every_number_of_the_summary():
     """Largest group first, everyone last, all ReLUs first."""
     shown = report.pretty(tally())
     assert shown.index.tolist() == [
-        (budget, group) for budget in ("100 %", "10 %") for group in ("large", "small", "all")
+        ("SNL", budget, group)
+        for budget in ("100 %", "10 %")
+        for group in ("large", "small", "all")
     ]
-    assert shown.loc[("10 %", "small"), "accuracy (%)"].startswith("40.0 [")
-    assert shown.loc[("10 %", "all"), "test images"] == 1100
+    assert shown.loc[("SNL", "10 %", "small"), "accuracy (%)"].startswith("40.0 [")
+    assert shown.loc[("SNL", "10 %", "all"), "test images"] == 1100
 
 
 def test_tables_and_figures_are_kept_where_asked(tmp_path, monkeypatch):
@@ -114,8 +116,36 @@ def test_figures_show_the_numbers_of_the_table():
     np.testing.assert_allclose(heights, sorted(accuracy["value"]))
     overall = plots.overall(table)
     everyone = summary[(summary["measure"] == "accuracy") & (summary["group"] == groups.ALL)]
-    for value in [*everyone["value"], 40.0, 80.0]:
-        assert np.isclose(drawn(overall.axes[0]), value).any()
+    for axis, shown in zip(overall.axes, (everyone["value"], [40.0, 80.0]), strict=True):
+        for value in shown:
+            assert np.isclose(drawn(axis), value).any()
+
+
+def test_every_method_has_a_row_of_its_own():
+    """Titles name the methods; a budget that one of them cannot meet is said."""
+    snl, other = tally(), tally(60).assign(method="deepreduce")
+    both = pd.concat([snl, other[other["budget"] == 1], snl.assign(method="random")])
+    figure = plots.drops(both)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["SNL"] * 2 + ["DeepReDuce"] * 2 + ["random"] * 2
+    assert report.out_of_reach(both) == "Out of reach: DeepReDuce at 10 %"
+    assert report.out_of_reach(both) in report.provenance(both)
+    assert "DeepReDuce" not in report.verdict(both) and report.out_of_reach(snl) == ""
+
+
+def test_small_and_many_groups_are_not_drawn_but_named():
+    """Fewer than 30 test images: said below. More than six groups: the two ends, unless all."""
+    one = tally()
+    large = one[one["group"] == "large"]
+    many = [large.assign(group=f"g{i}", train_n=1000 - i) for i in range(8)]
+    tiny = large.assign(group="tiny", train_n=3, n=29, correct=9, base=9, both=9)
+    table = pd.concat([*many, tiny])
+    assert list(plots.styles(table)) == ["g0", "g1", "g6", "g7"]
+    assert list(plots.styles(table, every=True)) == [f"g{i}" for i in range(8)]
+    assert "fewer than 30 test images: tiny (29)" in report.provenance(table)
+    assert (
+        report.pretty(table).loc[("SNL", "10 %", "tiny"), "accuracy (%)"] == "fewer than 30 images"
+    )
 
 
 def test_the_learned_boundary_is_drawn_where_the_score_is_zero():
