@@ -14,7 +14,8 @@ behind the number), ``measure`` and ``value``. The measures are
 ``eigenvalue``         largest of the group's Hessian, of the teacher only, with
 ``residual``           how far it may be off, ``lowest`` (the lowest Ritz value), and ``products``
 ``released_gradient``  the released code's norm and
-``released_eigenvalue`` curvature, on mini-batches of the test set; of the teacher only
+``released_eigenvalue`` curvature, on mini-batches of (at most 1,024 images of) the test set; of the
+                       teacher only
 ``thinned_gradient``   of as many images of the largest group as the smallest has; of the teacher only
 ``change``             distance of all weights from the teacher's
 ``… of <layer>``       ``scaled_gradient`` and ``change``, layer by layer
@@ -44,6 +45,7 @@ from relufair.training import Samples
 VERSION = 1
 TELLING = ("gradient", "scaled_gradient", "eigenvalue", "gap", "margin", "refined")
 TOLERANCE = 1e-2  # of an eigenvalue's residual; its value is closer by far
+MOST = 1024  # test images for the released code's eigenvalue, which takes one a mini-batch
 BATCH = 256  # mini-batches of the released code's measures
 
 
@@ -145,7 +147,8 @@ def _curvature(net: nn.Module, samples: Samples, sample: int) -> pd.DataFrame:
 
 def _released(net: nn.Module, samples: Samples) -> pd.DataFrame:
     norms = geometry.released_gradient_norm(net, samples, BATCH)
-    tops = geometry.released_eigenvalue(net, samples, BATCH, tol=5 * TOLERANCE)
+    some = samples.take(_some(torch.arange(len(samples)), MOST))
+    tops = geometry.released_eigenvalue(net, some, BATCH, tol=5 * TOLERANCE)
     named = {"released_gradient": norms, "released_eigenvalue": tops}
     tables = [t[["group", "n", "value"]].assign(measure=name) for name, t in named.items()]
     return pd.concat(tables, ignore_index=True)

@@ -217,6 +217,124 @@ def boundaries(toy: theory.Toy, budgets: Sequence[float], note: str = "") -> Fig
     return figure
 
 
+# Section 4 ---------------------------------------------------------------------------------------
+
+
+def approximation(rates: pd.DataFrame, note: str = "") -> Figure:
+    """Error by number of linear pieces, with the best knots and with even ones (Proposition 4.1)."""
+    figure, (axes,) = _figure(2, note)
+    titles = {"best": "best knots", "even": "pieces of equal length"}
+    for axis, (kind, title) in zip(axes, titles.items(), strict=True):
+        palette = sns.color_palette("colorblind", rates["function"].nunique())
+        curves = rates.groupby("function", sort=False)
+        for color, marker, (name, own) in zip(palette, MARKERS, curves, strict=False):
+            axis.loglog(own["n"], own[kind], marker + "-", color=color, ms=4, lw=1, label=name)
+        guide = rates["best"].min() * (rates["n"].max() / own["n"]) ** 2 / 3
+        axis.loglog(own["n"], guide, "k:", lw=1.5, label="1/n²")
+        axis.set(title=title, xlabel="linear pieces n", ylabel="largest error")
+        axis.set_xticks(own["n"], own["n"])
+        axis.minorticks_off()
+    axes[1].sharey(axes[0])
+    _legend(figure, axes[0], columns=6)
+    return figure
+
+
+def network_pieces(profile: pd.DataFrame, counts: pd.DataFrame, note: str = "") -> Figure:
+    """The pieces of networks along a line, and how many they are at most (Proposition 4.2)."""
+    figure, ((left, right),) = _figure(2, note)
+    palette = sns.color_palette("colorblind", 4)
+    for color, (budget, own) in zip(palette, profile.groupby("budget", sort=False), strict=False):
+        bends = own[own["bends"]]
+        label = f"{percent(budget)} of the ReLUs: {len(bends) + 1} pieces here"
+        left.plot(own["x"], own["z"], color=color, label=label)
+        left.plot(bends["x"], bends["z"], "o", color=color, ms=4)
+    left.set(xlabel="place along the line", ylabel="logit of the minority")
+    left.legend(fontsize=7, frameon=False)
+    for shift, (color, marker, (weights, own)) in enumerate(
+        zip(palette, MARKERS, counts.groupby("weights"), strict=False)
+    ):
+        place = own["relus"] * (1 + 0.06 * (2 * shift - 1))
+        right.loglog(place, own["pieces"], marker, color=color, alpha=0.4, ms=4, label=weights)
+    for column, style, label in (
+        ("most", "k-", "∏(r+1)"),
+        ("arora", "k--", "Prop. 4.2, all ReLUs"),
+    ):
+        bound = counts.groupby("relus")[column].first()
+        right.plot(bound.index, bound, style, lw=1, label=label)
+    right.plot(bound.index, bound.index + 1, "k:", lw=1.5, label="ReLUs kept + 1")
+    right.set(xlabel="ReLUs kept", ylabel="pieces along a line")
+    right.set_xticks(bound.index, bound.index)
+    right.minorticks_off()
+    right.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def best_fits(fits: pd.DataFrame, note: str = "") -> Figure:
+    """The best fits of a parabola by one and two pieces, and the errors by n (Proposition 4.3)."""
+    figure, ((left, right),) = _figure(2, note)
+    blue, orange, green, red = sns.color_palette("colorblind", 4)
+    for n, color, style in ((1, orange, "-"), (2, green, "--")):
+        own = fits[fits["n"] == n].sort_values("x")
+        left.plot(own["x"], own["fit"], style, color=color, label=f"best fit, n = {n}")
+    for few, color, marker, name in ((False, blue, "o", "everyone"), (True, red, "X", "the group")):
+        own = fits if not few else fits[fits["few"]]
+        points = own[(own["n"] == 1) & (own["few"] == few)]
+        left.plot(points["x"], points["y"], marker, color=color, ms=9 if few else 4, label=name)
+        error = own.groupby("n")["error"].mean()
+        right.plot(error.index, error, marker + "-", color=color, label=name)
+    left.set(xlabel="x", ylabel="y = x²")
+    left.legend(fontsize=8, frameon=False)
+    right.set(xlabel="linear pieces n", ylabel="mean squared error", xticks=error.index)
+    right.set_yscale("symlog", linthresh=1e-5)
+    right.set_ylim(0, 0.2)
+    right.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def remainders(paths: pd.DataFrame, note: str = "") -> Figure:
+    """What Theorem 4.4's expansion leaves over, by length of the step, smooth and with kinks."""
+    figure, (axes,) = _figure(2, note)
+    blue, _, _, red = sns.color_palette("colorblind", 4)
+    for axis, (activation, own) in zip(axes, paths.groupby("activation", sort=False), strict=True):
+        for (_, group), path in own.groupby(["seed", "group"]):
+            label = theory.CLASSES[group]
+            axis.loglog(
+                path["t"], path["remainder"], ".-", color=(blue, red)[group], lw=0.8, label=label
+            )
+        axis.loglog(path["t"], path["t"] ** 3, "k:", lw=1.5, label="t³")
+        axis.set(title=activation, xlabel="share t of the step", ylabel="remainder")
+    axes[1].sharey(axes[0])
+    handles = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(
+        handles.values(), handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8
+    )
+    return figure
+
+
+def account(shares: pd.DataFrame, note: str = "") -> Figure:
+    """The excess loss of each group, shared out among a network's parts: means, and single seeds."""
+    figure, ((axis,),) = _figure(1, note, height=3.2)
+    sums = shares.groupby(["seed", "group"], as_index=False)["value"].sum()
+    named = shares.assign(entry=shares["part"] + "\n" + shares["layer"])
+    table = pd.concat([named, sums.assign(entry="sum:\nexcess loss")])
+    places = {entry: i for i, entry in enumerate(table["entry"].unique())}
+    blue, _, _, red = sns.color_palette("colorblind", 4)
+    for group, color in enumerate((blue, red)):
+        own = table[table["group"] == group]
+        mean = own.groupby("entry", sort=False)["value"].mean()
+        x = mean.index.map(places) + 0.4 * group - 0.2
+        bars = axis.bar(x, mean, 0.38, color=color, alpha=0.7, label=theory.CLASSES[group])
+        axis.bar_label(bars, [""] * (len(mean) - 1) + [f"{mean.iloc[-1]:.3f}"], padding=6)
+        axis.plot(own["entry"].map(places) + 0.4 * group - 0.2, own["value"], "k.", ms=4)
+    axis.plot([], [], "k.", label="single seeds")
+    axis.axhline(0, color="0.2", lw=0.8)
+    axis.set_xticks(list(places.values()), list(places))
+    axis.set_ylabel("share of the excess loss")
+    axis.margins(y=0.15)
+    _legend(figure, axis, columns=3)
+    return figure
+
+
 # The long table of :mod:`relufair.explain` ---------------------------------------------------------
 
 WORDS = {

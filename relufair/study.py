@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from relufair import config, explain, masks, methods, models
+from relufair.bounds import Theory
 from relufair.data import Choice
 from relufair.linearize import deepreduce
 from relufair.pipeline import Finetuned, Run
@@ -186,6 +187,7 @@ def processes(workers: int) -> ProcessPoolExecutor:
 
 STUDIES = {
     "decision_boundary": DecisionBoundary,
+    "theory": Theory,
     "accuracy_drops": AccuracyDrops,
     "gradients_and_curvature": GradientsAndCurvature,
 }

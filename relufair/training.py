@@ -86,6 +86,12 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, index: Tensor) -> Samples:
+        """The samples at ``index``, without the teacher's logits."""
+        index = index.to(self.labels.device)
+        parts = (self.images[index], self.labels[index], self.groups[index])
+        return Samples(*parts, self.mean, self.std)
+
     def inputs(self, index: Tensor, mirror: Tensor | None = None) -> Tensor:
         """The normalised images at ``index``, mirrored where ``mirror`` is true; float32."""
         x = self.images[index]
