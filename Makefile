@@ -72,7 +72,8 @@ test: $(READY) ## Run the tests, then every notebook against its committed outpu
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --doctest-modules relufair tests
 	@echo "Running the notebooks from an empty store and comparing their outputs (nbval)."
 	@rm -rf build/nbval && mkdir -p build/nbval
-	RELUFAIR_STORE="$(CURDIR)/build/nbval/store" $(BIN)/pytest -p no:xdist --nbval --nbval-current-env $(NOTEBOOKS)
+	RELUFAIR_STORE="$(CURDIR)/build/nbval/store" OMP_NUM_THREADS=1 \
+	    $(BIN)/pytest -n 2 --dist loadfile --nbval --nbval-current-env $(NOTEBOOKS)
 	@echo "All tests passed."
 
 lint: $(READY) ## Check style and formatting with ruff; change nothing.

@@ -91,7 +91,12 @@ def _figure(
     """A figure with axes (rows, columns), each row of this height in inches."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            rows, columns, figsize=(8, height * rows), layout="constrained", squeeze=False
+            rows,
+            columns,
+            figsize=(8, height * rows),
+            layout="constrained",
+            squeeze=False,
+            sharey="col",
         )
     if note:
         figure.supxlabel(note, fontsize=7, color="0.35", x=0.01, ha="left", wrap=True)
@@ -109,7 +114,7 @@ def _by_budget(axis: Axes, budgets: Sequence[float]) -> dict[float, int]:
     """Label the horizontal axis with the budgets, all ReLUs first; their places."""
     places = {budget: i for i, budget in enumerate(sorted(set(budgets), reverse=True))}
     axis.set_xticks(list(places.values()), [percent(b) for b in places])
-    axis.set_xlabel("ReLUs kept")
+    axis.set(xlabel="ReLUs kept", xlim=(-0.5, len(places) - 0.5))
     return places
 
 

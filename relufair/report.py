@@ -88,6 +88,8 @@ def verdict(table: pd.DataFrame, budget: float | None = None, method: str | None
     table = table[table["method"] == (method or table["method"].iloc[0])]
     large, small = groups.extremes(table)
     budget = table["budget"].min() if budget is None else budget
+    if budget == 1:
+        return "None of these budgets is within reach."
     drops = groups.by_group(table).query("measure == 'relative_drop' and budget == @budget")
     drops = drops.set_index("group")
     excess = groups.disparity(table).query("measure == 'excess' and budget == @budget").iloc[0]
@@ -227,9 +229,8 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def bounds(table: pd.DataFrame) -> pd.DataFrame:
-    """For people: :func:`relufair.explain.bounds` of the first method, and how far above it is."""
+    """For people: :func:`relufair.explain.bounds`, with the factor by which the bound exceeds."""
     own = table.reset_index()
-    own = own[own["method"] == own["method"].iloc[0]].drop(columns="method")
     own = own.sort_values(["budget", "group"], ascending=[False, True], kind="stable")
     own["factor"] = [
         f"{bound / excess:,.0f}" if excess > 0 else "no loss"
