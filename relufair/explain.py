@@ -179,9 +179,10 @@ def bounds(table: pd.DataFrame) -> pd.DataFrame:
     wide = table[own].pivot_table("value", [*keys, "budget"], "measure", "first")
     wide = wide.reset_index()
     teacher = wide[wide["budget"] == 1].set_index(keys)[["loss", "gradient", "eigenvalue"]]
+    teacher = teacher.rename(columns={"loss": "loss before"})
     moved = wide[wide["group"] == ALL].set_index(["seed", "budget"])["change"]
     own = wide[(wide["group"] != ALL) & (wide["budget"] < 1)]
-    own = own[[*keys, "budget", "loss"]].join(teacher, keys, rsuffix=" before")
+    own = own[[*keys, "budget", "loss"]].join(teacher, keys)
     step = own.join(moved, ["seed", "budget"])["change"]
     own["excess loss"] = own["loss"] - own["loss before"]
     own["gradient term"] = own["gradient"] * step
