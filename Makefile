@@ -81,9 +81,10 @@ lint: $(READY) ## Check style and formatting with ruff; change nothing.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(READY) ## Measure the speed of training, search and import.
+bench: $(READY) ## Measure the speed of training, search, measures and import.
 	@echo "Running the benchmarks; leave the machine alone meanwhile."
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/geometry.py
 
 headline: $(READY) ## Draw the landing page's figure anew from data/results.
 	$(BIN)/python -c "from relufair.report import save_headline; save_headline('book/figures/headline.png')"

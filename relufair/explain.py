@@ -132,7 +132,7 @@ def _thinned(net: nn.Module, samples: Samples) -> pd.DataFrame:
     largest, n = max(sizes, key=sizes.__getitem__), min(sizes.values())
     index = geometry.subsample(geometry.members(samples)[largest], n, seed=0)
     parts = geometry.gradient(net, samples, index).values()
-    norm = sum((part.double() ** 2).sum() for part in parts).sqrt().item()
+    norm = sum((part.cpu().double() ** 2).sum() for part in parts).sqrt().item()
     return pd.DataFrame([{"group": largest, "n": n, "measure": "thinned_gradient", "value": norm}])
 
 

@@ -109,7 +109,7 @@ def gradient(
 
 
 def _norm(tensors: dict[str, Tensor], names: list[str]) -> float:
-    return torch.stack([tensors[name].detach().norm().double() for name in names]).norm().item()
+    return torch.stack([tensors[name].detach().norm() for name in names]).norm().item()
 
 
 def layer_norms(net: nn.Module, samples: Samples, size: int = BATCH) -> pd.DataFrame:
@@ -122,7 +122,7 @@ def layer_norms(net: nn.Module, samples: Samples, size: int = BATCH) -> pd.DataF
     Returns:
         A row a group × layer, ``all`` being the whole network, with the columns ``group``, ``n``,
         ``layer``, ``gradient`` (:math:`\|g_l\|`), ``weights`` (:math:`\|\theta_l\|`) and ``product``
-        of the two, which is free of scale.
+        of the two, which for a layer is free of scale.
     """
     theta, rows = weights(net), []
     for group, index in members(samples).items():
@@ -206,8 +206,8 @@ def top_eigenvalue(
     the order of the squared residual over the distance to the next eigenvalue. Like any iteration
     from a random start, it could in principle overlook an eigenvector nearly orthogonal to the start.
 
-    Needs curvlinops. Memory: a few passes' activations of one batch, and one vector of weights a
-    product (for networks like the paper's, 3 to 20 products).
+    Needs curvlinops. Memory: the activations of a few passes of one batch, and one vector of weights
+    a product. In ``benchmarks/geometry.py`` it took 5 to 26 products.
 
     Args:
         net, samples, index: which network, on which samples.
@@ -292,7 +292,7 @@ def _operators() -> dict[str, type]:
     import curvlinops
 
     class Hessian(curvlinops.HessianLinearOperator):
-        """Two reverse passes a vector: in 0.4 to 0.9 of the time of forward over reverse."""
+        """Two reverse passes a vector, in 0.4 to 0.9 of the time of forward over reverse."""
 
         def _matmat_batch(self, X: Tensor, y: Tensor, M: list[Tensor]) -> list[Tensor]:
             loss, theta = self._loss_func(self._model_func(X), y), self._params
@@ -398,7 +398,7 @@ def _linear_step(net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         closer = distance < nearest
         nearest = torch.where(closer, distance, nearest)
         way = torch.where(_over(closer, x), -_over(distance / length, x) * normal, way)
-    return nearest.detach(), way
+    return nearest, way
 
 
 def _to_boundary(net: nn.Module, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -460,9 +460,9 @@ def distances(
 
 def losses(net: nn.Module, samples: Samples, size: int = BATCH) -> dict[int, float]:
     r"""Mean cross-entropy of each group, :math:`J(\theta; S^a)`."""
-    z = training.logits(net, samples, size=size)
-    each = F.cross_entropy(z.double(), samples.labels, reduction="none")
-    return {group: each[index].mean().item() for group, index in members(samples).items()}
+    z = training.logits(net, samples, size=size).cpu().double()
+    each = F.cross_entropy(z, samples.labels.cpu(), reduction="none")
+    return {group: each[index.cpu()].mean().item() for group, index in members(samples).items()}
 
 
 def excess_risk(
@@ -543,7 +543,8 @@ def _terms(net: nn.Module, samples: Samples, one: Tensor, tol: float, seed: int)
         raise ValueError(f"net has {logits.shape[1]} logits: must have 2 for Proposition 4.5")
     z = _Logit()(logits, y)
     parts = torch.autograd.grad(z, list(weights(net).values()), materialize_grads=True)
-    squared, sigma = float(sum((part**2).sum() for part in parts)), z.double().sigmoid().item()
+    squared = sum((part**2).sum().item() for part in parts)
+    sigma = z.detach().cpu().double().sigmoid().item()
     top = _top("hessian", _Logit(), net, samples, one, tol, seed, 1, which="LM")
     return {
         "sample": one.item(),
