@@ -144,7 +144,7 @@ SCHEDULES = {
     # Ten steps an epoch, and seconds in all: large rates, and a penalty that grows fast.
     "ci": replace(
         _PAPER, teacher_epochs=14, teacher_batch=64, teacher_lr=0.05, search_batch=64,
-        search_lr=2e-3, masks_lr=8e-3, lasso=1e-3, lasso_growth=1.3, growth_rule="every",
+        search_lr=2e-3, masks_lr=5e-3, lasso=1e-3, lasso_growth=1.3, growth_rule="every",
         search_max_epochs=60, finetune_epochs=3, finetune_batch=64, finetune_lr=1e-2,
         student_epochs=10, student_batch=64, student_lr=5e-2,
     ),

@@ -132,7 +132,8 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
         "accuracy": "accuracy (%)", "drop_points": "drop (points)",
         "relative_drop": "relative drop (%)",
     }  # fmt: skip
-    return wide[list(names)].rename(columns=names).set_index(["method", "ReLUs kept", "group"])
+    wide = wide[list(names)].rename(columns=names).rename_axis(columns=None)
+    return wide.set_index(["method", "ReLUs kept", "group"])
 
 
 def results_folder() -> Path:

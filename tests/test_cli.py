@@ -362,7 +362,7 @@ def test_every_tier_is_valid(name, tier):
     path = NOTEBOOKS[name]
     study = STUDIES[name](**cli.defaults(path) | cli.read_parameters(ROOT, path, tier, ()))
     if hasattr(study, "runs"):
-        assert len(study.runs()) == len(study.seeds)
+        assert len(study.runs()) == len(study.seeds) * len(study.methods)
         chosen = study.choice
         assert chosen.target in SOURCES[chosen.dataset].attributes
 
@@ -553,6 +553,8 @@ def interrupted(folder, code, *arguments):
     running = subprocess.Popen(
         command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        # Tests that run in the background of a script would hand down that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         while not (folder / "started").exists() and running.poll() is None:
@@ -561,6 +563,7 @@ def interrupted(folder, code, *arguments):
         out, err = running.communicate(timeout=60)
     finally:
         running.kill()
+        running.wait()
     return running.returncode, out, err
 
 
@@ -594,7 +597,7 @@ def test_without_an_output_folder_there_is_a_new_one(failing, executed, monkeypa
 
 
 TINY = [
-    "-p", "width=2", "-p", "seeds=[0]", "-p", "budgets=[0.1]", "-p",
+    "-p", "width=2", "-p", "seeds=[0]", "-p", "methods=[snl]", "-p", "budgets=[0.1]", "-p",
     "training={teacher_epochs: 2, masks_lr: 0.05, threshold: 0.05, lasso: 0.01, "
     "lasso_growth: 1.5, finetune_epochs: 1}",
 ]  # fmt: skip
