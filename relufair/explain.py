@@ -4,22 +4,22 @@ The result is one long table, a row a network × set × group × measure, with t
 ``method``, ``budget`` (1 is the teacher), ``split`` (``train`` or ``test``), ``group``, ``n`` (images
 behind the number), ``measure`` and ``value``. The measures are
 
-====================== =============================================================================
-``loss``               mean cross-entropy
-``gradient``           norm of the gradient of the group's mean loss
-``scaled_gradient``    the same, each layer's norm times that of its weights, which has no scale
-``gap``, ``margin``    mean distance to the boundary, as top-two difference of softmax and of logits
-``linear``,            mean distance to the boundary in the space of images, to first order
-``refined``            and to the boundary itself
-``eigenvalue``         largest of the group's Hessian, of the teacher only, with
-``residual``           how far it may be off, ``lowest`` (the lowest Ritz value), and ``products``
-``released_gradient``  the released code's norm and
-``released_eigenvalue`` curvature, on mini-batches of (at most 1,024 images of) the test set; of the
-                       teacher only
-``thinned_gradient``   of as many images of the largest group as the smallest has; of the teacher only
-``change``             distance of all weights from the teacher's
-``… of <layer>``       ``scaled_gradient`` and ``change``, layer by layer
-====================== =============================================================================
+======================== =============================================================================
+``loss``                 mean cross-entropy
+``gradient``             norm of the gradient of the group's mean loss
+``scaled_gradient``      the same, each layer's norm times that of its weights, which has no scale
+``gap``, ``margin``      mean distance to the boundary, as top-two difference of softmax and of logits
+``linear``,              mean distance to the boundary in the space of images, to first order
+``refined``              and to the boundary itself
+``eigenvalue``           largest of the group's Hessian, of the teacher only, with
+``residual``             how far it may be off, ``lowest`` (the lowest Ritz value), and ``products``
+``released_gradient``    the released code's norm and
+``released_eigenvalue``  curvature, on mini-batches of (at most 1,024 images of) the test set; of the
+                         teacher only
+``thinned_gradient``     of as many images of the largest group as the smallest has; of the teacher only
+``change``               distance of all weights from the teacher's
+``… of <layer>``         ``scaled_gradient`` and ``change``, layer by layer
+======================== =============================================================================
 
 Eigenvalues and distances in the space of images are taken on as many images of each group, so that
 groups compare.

@@ -167,7 +167,7 @@ def sizes(table: pd.DataFrame) -> pd.DataFrame:
 def extremes(table: pd.DataFrame) -> tuple[str, str]:
     """The largest and the smallest group of the training set.
 
-    Groups with fewer than :data:`FEWEST` test images are passed over, unless fewer than two are left.
+    Groups with fewer than ``FEWEST`` test images are passed over, unless fewer than two are left.
     """
     every = sizes(table)
     enough = every[every["n"] >= FEWEST]

@@ -38,7 +38,7 @@ def styles(table: pd.DataFrame, every: bool = False) -> dict[str, dict[str, Any]
         table: a tally.
         every: draw all groups. Otherwise, of more than six, the two largest and the two smallest.
 
-    Groups with fewer than :data:`relufair.groups.FEWEST` test images are never drawn.
+    Groups with fewer than ``groups.FEWEST`` test images are never drawn.
     """
     sizes = groups.sizes(table)
     sizes = sizes[sizes["n"] >= groups.FEWEST]
