@@ -205,7 +205,7 @@ class Narrower(Pipeline):
 
     @cached_property
     def widths(self) -> list[int]:
-        """Three quarters, a half and a quarter of the width: the candidates."""
+        """The candidates, from a quarter to three quarters of the width."""
         whole = 4 if self.run.arch == "wideresnet22_8" else 1  # its stem has a quarter
         return sorted({self.run.width * k // 8 // whole * whole for k in (2, 4, 6)} - {0})
 
