@@ -16,8 +16,9 @@ from relufair import config, masks, models, training
 from relufair.data import GroupedImages
 from relufair.linearize import snl
 from relufair.objectives import CrossEntropy, Distillation
+from relufair.pipeline import Snl
 from relufair.store import Store
-from relufair.study import AccuracyDrops, Pipeline
+from relufair.study import AccuracyDrops
 from relufair.training import Samples
 
 WIDTH, SIZE, BATCH, STEPS, ROUNDS = 16, 32, 256, 8, 7
@@ -87,11 +88,11 @@ def steps() -> None:
 def budgets() -> None:
     """Epochs of one descent through six budgets, against six descents."""
     study = AccuracyDrops(
-        "digits", "auto", "auto", "paper", False, 0, "resnet18", 8, "snl",
-        [0.5, 0.2, 0.1, 0.05, 0.02, 0.01], [0], "ci", {"lasso_growth": 1.1}, 1,
+        "digits", "auto", "auto", "paper", False, 0, "resnet18", 8, ["snl"],
+        [0.5, 0.2, 0.1, 0.05, 0.02, 0.01], [0], "ci", {"lasso_growth": 1.1}, 1, False,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        pipeline = Pipeline(study.runs()[0], Store(folder), None)
+        pipeline = Snl(study.runs()[0], Store(folder), None)
         epochs = [snapshot.facts["epoch"] for snapshot in pipeline.snapshots.values()]
     print(f"\nEpochs to each of six budgets (digits, width 8): {epochs}")
     print(

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -193,3 +194,14 @@ def test_notebooks_are_committed_executed_and_without_errors(name):
 def test_the_table_of_contents_lists_every_notebook():
     toc = (ROOT / "_toc.yml").read_text()
     assert set(re.findall(r"file: notebooks/(\S+)", toc)) == notebooks()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+def test_a_benchmark_imports_what_there_is(path):
+    """A benchmark runs seldom; that it still fits the package shows here."""
+    code = f"import runpy, sys; sys.argv[1:] = []; runpy.run_path({str(path)!r})"
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
