@@ -73,19 +73,20 @@ def _network(pipe: Pipeline, units: int | None, sample: int) -> pd.DataFrame:
     config |= {"teacher": pipe.identity(None)}
 
     def compute(_: Path) -> Artifact:
-        parts = [_split(pipe, units, name, sample) for name in ("train", "test")]
-        table = pd.concat([*parts, _whole(pipe, units)], ignore_index=True)
+        net, teacher = pipe.net(units), units is None
+        parts = [_split(pipe, net, teacher, name, sample) for name in ("train", "test")]
+        table = pd.concat([*parts, _whole(pipe, net)], ignore_index=True)
         return Artifact(tables={"measures": table}, facts=pipe.facts())
 
     return pipe.store.fetch("geometry", VERSION, config, compute).tables["measures"]
 
 
-def _split(pipe: Pipeline, units: int | None, name: str, sample: int) -> pd.DataFrame:
-    net, samples = pipe.net(units), pipe.part(name)
+def _split(pipe: Pipeline, net: nn.Module, teacher: bool, name: str, sample: int) -> pd.DataFrame:
+    samples = pipe.part(name)
     parts = [_first_order(net, samples), _distances(net, samples, sample)]
-    if units is None and name == "train":
+    if teacher and name == "train":
         parts += [_thinned(net, samples), _curvature(net, samples, sample)]
-    if units is None and name == "test":
+    if teacher and name == "test":
         parts.append(_released(net, samples))
     table = pd.concat(parts, ignore_index=True).assign(split=name)
     names = dict(enumerate(pipe.splits.train.group_names))
@@ -154,10 +155,10 @@ def _released(net: nn.Module, samples: Samples) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _whole(pipe: Pipeline, units: int | None) -> pd.DataFrame:
+def _whole(pipe: Pipeline, net: nn.Module) -> pd.DataFrame:
     """What belongs to no group: how far the weights have moved."""
     about: dict[str, Any] = {"split": "train", "group": ALL, "n": len(pipe.splits.train)}
-    moved = geometry.weight_change(pipe.teacher_net, pipe.net(units))
+    moved = geometry.weight_change(pipe.teacher_net, net)
     layers = moved.rename(columns={"change": "value"}).assign(measure="change of " + moved["layer"])
     layers.loc[layers["layer"] == ALL, "measure"] = "change"
     return layers[["measure", "value"]].assign(**about)
