@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from relufair import config, masks, models
+from relufair import config, masks, models, tracing
 
 # Width 64, 32 x 32: total, and by stage where the notes of the released code give it.
 STAGES = {
@@ -30,7 +30,7 @@ def by_stage(net):
 @pytest.mark.parametrize("arch", config.ARCHITECTURES)
 def test_relus_are_those_of_the_paper(arch, width=4):
     """At a width of w, exactly w / 64 of the paper's, in every stage."""
-    net = masks.masked(models.build(arch, classes=10, width=width), (3, 32, 32))
+    net = tracing.masked(models.build(arch, classes=10, width=width), (3, 32, 32))
     expected = {f"layer{i}": n * width // 64 for i, n in enumerate(STAGES[arch], start=1)}
     assert by_stage(net) == expected
     assert masks.total(net) == TOTALS[arch] * width // 64 == sum(expected.values())
@@ -67,7 +67,7 @@ def test_any_size_and_channels(arch, channels, size):
     """Images of at least 16 pixels, grey or coloured; plain and with masks."""
     net = models.build(arch, classes=4, channels=channels, width=4).eval()
     x = torch.randn(2, channels, size, size)
-    masked = masks.masked(net, (channels, size, size))
+    masked = tracing.masked(net, (channels, size, size))
     assert masked(x).shape == (2, 4)
     assert torch.equal(net(x), masked(x))
 
@@ -98,7 +98,7 @@ def test_a_wide_block_is_its_formula():
 @pytest.mark.parametrize("arch", config.ARCHITECTURES)
 def test_without_relus_and_pools_the_network_is_affine(arch):
     """No ReLU acts outside the masks: with all of them at 0, a mean of images gives the mean."""
-    net = masks.masked(models.build(arch, classes=3, width=4), (3, 16, 16)).double().eval()
+    net = tracing.masked(models.build(arch, classes=3, width=4), (3, 16, 16)).double().eval()
     masks.freeze(net, {k: torch.zeros_like(s.alpha) > 0 for k, s in masks.sites(net).items()})
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     both, middle = net(x), net(x.mean(0, keepdim=True))
