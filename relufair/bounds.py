@@ -216,12 +216,9 @@ class _Way:
         self.start, end = (
             {k: v for k, v in net.state_dict().items() if v.is_floating_point()} for net in (a, b)
         )
-        for name in self.start | end:
-            if (
-                name not in self.start
-                or name not in end
-                or self.start[name].shape != end[name].shape
-            ):
+        shapes, others = ({k: v.shape for k, v in own.items()} for own in (self.start, end))
+        for name in shapes | others:
+            if shapes.get(name) != others.get(name):
                 raise ValueError(f"net_b: must have the same entries as net_a; {name} differs")
         self.step = {name: end[name] - value for name, value in self.start.items()}
         self.net, self.y = _differentiable(a), y
@@ -287,11 +284,10 @@ def _differentiable(net: nn.Module) -> nn.Module:
 
 def _normalise(norm: nn.Module, x: Tensor) -> Tensor:
     """Batch norm in evaluation mode, in operations that have all derivatives."""
-    mean, var, gain, shift = (
-        v.view(-1, *[1] * (x.dim() - 2))
-        for v in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    )
-    return (x - mean) * torch.rsqrt(var + norm.eps) * gain + shift
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    scale, shift = (v.view(-1, *[1] * (x.dim() - 2)) for v in (scale, shift))
+    return x * scale + shift
 
 
 # The chapter's checks ---------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import torch
 from scipy.optimize import brentq, minimize_scalar
 from torch import nn
 
-from relufair import masks
+from relufair import masks, tracing
 from relufair.models import MLP
 from relufair.theory import spread
 
@@ -137,7 +137,7 @@ def masked_mlp(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = MLP(inputs, tuple(hidden), outputs).double()
-    return linearized(masks.masked(net, (inputs,)), kept)
+    return linearized(tracing.masked(net, (inputs,)), kept)
 
 
 def linearized(net: nn.Module, kept: Sequence[int]) -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relufair import config, groups, masks
+from relufair import config, groups, masks, tracing
 from relufair.models import MLP
 
 CLASSES = ("majority (below)", "minority (above)")
@@ -123,7 +123,7 @@ class DecisionBoundary:
     def _network(self, kept: float, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = masks.masked(MLP(2, tuple(self.hidden), 2), (2,))
+            net = tracing.masked(MLP(2, tuple(self.hidden), 2), (2,))
         return masks.freeze(
             net, {name: spread(len(site.alpha), kept) for name, site in masks.sites(net).items()}
         )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from torch import nn
 
-from relufair import bounds, masks, models, pieces, plots
+from relufair import bounds, masks, models, pieces, plots, tracing
 
 SMALL = {
     "functions": ["square", "steep"], "most_pieces": 32, "hidden": [4, 3], "budgets": [0.5],
@@ -34,7 +34,7 @@ def images(seed=0):
     """Two small ResNets that differ in weights, masks and buffers, and samples of three groups."""
     torch.manual_seed(seed)
     x, y = torch.randn(12, 1, 16, 16, dtype=torch.float64), torch.randint(3, (12,))
-    net = masks.masked(
+    net = tracing.masked(
         models.build("resnet18", classes=3, channels=1, width=2, seed=1), (1, 16, 16)
     )
     net = net.double()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from torch import nn
 
-from relufair import masks, pieces
+from relufair import masks, pieces, tracing
 from relufair.models import MLP
 
 SECOND = {
@@ -138,7 +138,7 @@ def test_counts_by_hand():
 def test_masked_and_plain_networks_and_half_masks():
     """All masks at one is the plain network; half a mask still bends."""
     plain = MLP(1, (5,), 1)
-    net = masks.masked(plain, (1,))
+    net = tracing.masked(plain, (1,))
     kinks = pieces.breakpoints(plain, [0.0], [1.0])
     assert len(kinks) == 5
     np.testing.assert_array_equal(pieces.breakpoints(net, [0.0], [1.0]), kinks)
