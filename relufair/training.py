@@ -159,8 +159,8 @@ def _fuses(net: nn.Module) -> bool:
 
 
 @contextmanager
-def progress(total: int, label: str, start: int = 0, unit: str = "epoch") -> Iterator[tqdm]:
-    """A bar with the time left, on a terminal or where ``RELUFAIR_PROGRESS`` says.
+def progress(total: int | None, label: str, start: int = 0, unit: str = "epoch") -> Iterator[tqdm]:
+    """A bar on a terminal or where ``RELUFAIR_PROGRESS`` says, with the time left if there is a total.
 
     The variable may be ``stderr`` or the path of a file to append to; without it, and without a
     terminal, there is no bar.
@@ -205,7 +205,8 @@ def fit(
     Returns:
         A table with one row an epoch and the columns ``epoch`` (from 1), ``loss`` (mean over the
         steps), ``lr`` (of the first parameter group), and what the objective's ``end_epoch``
-        returns. An epoch that the objective cut short has no row.
+        returns (by group: ``loss:0`` and the like, which the bar does not show). An epoch that the
+        objective cut short has no row.
     """
     device = samples.labels.device
     wide = widest(net) >= 16
@@ -241,7 +242,8 @@ def fit(
                 raise FloatingPointError(f"{label}: the loss is {row['loss']} in epoch {epoch + 1}")
             log.append(row | {"lr": optimizer.param_groups[0]["lr"]} | objective.end_epoch())
             _save(checkpoint, net, optimizer, objective, log)
-            bar.set_postfix({k: f"{v:.4g}" for k, v in log[-1].items() if k not in ("epoch", "lr")})
+            shown = {k: v for k, v in log[-1].items() if k not in ("epoch", "lr") and ":" not in k}
+            bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()})
             bar.update()
     return pd.DataFrame(log)
 

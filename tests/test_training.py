@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relufair import masks, models, training
+from relufair import masks, models, tracing, training
 from relufair.data import GroupedImages
 from relufair.linearize import snl
 from relufair.objectives import Batch, CrossEntropy, Distillation, Objective
@@ -176,7 +176,7 @@ def test_schedules():
 
 def test_optimizers_split_masks_from_weights():
     """The masks have their own rate and no weight decay anywhere."""
-    network = masks.masked(net(), (1, 16, 16))
+    network = tracing.masked(net(), (1, 16, 16))
     optimizer = training.adam(network, 1e-3, 5e-3)
     ours, masks_group = optimizer.param_groups
     assert {id(p) for p in masks_group["params"]} == {
@@ -195,7 +195,7 @@ def descend(
 ):
     """A descent on the easy problem; returns what was handed out at each crossing."""
     data = samples()
-    network = masks.masked(net(), (1, 16, 16))
+    network = tracing.masked(net(), (1, 16, 16))
     taught = Samples(**vars(data) | {"teacher": training.logits(network, data)[None]})
     found = {}
 
@@ -274,7 +274,7 @@ def test_budgets_crossed_in_one_step_are_an_error():
 )
 def test_growth_rules(monkeypatch, rule, counts, grown):
     """The penalty after each epoch, against a computation by hand."""
-    network = masks.masked(models.MLP(2, (10,), 2), (2,))
+    network = tracing.masked(models.MLP(2, (10,), 2), (2,))
     descent = snl.Descent(
         network, [1], print, crossings={}, temperature=4, lasso=1.0, growth=2.0, rule=rule,
         threshold=0.01,
@@ -287,7 +287,7 @@ def test_growth_rules(monkeypatch, rule, counts, grown):
 
 def test_the_penalty_is_the_lasso():
     """Distillation plus lambda times the sum of all masks' absolute values."""
-    network = masks.masked(models.MLP(2, (10, 6), 2), (2,))
+    network = tracing.masked(models.MLP(2, (10, 6), 2), (2,))
     next(iter(masks.sites(network).values())).alpha.data.fill_(-0.5)
     descent = snl.Descent(
         network, [1], print, crossings={}, temperature=4, lasso=0.1, growth=1, rule="every",

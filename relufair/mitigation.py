@@ -1,0 +1,260 @@
+"""The studies of Section 6: what the paper's remedy does, how strong it should be, what else there is.
+
+All remedies of a run share its teacher and its masks, so that only the last training differs. In their
+tallies (:mod:`relufair.groups`) ``base`` counts what the network *without* a remedy gets right, at the
+same budget; in the rows of the remedy ``plain`` it counts what the teacher gets right.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pandas as pd
+import torch
+
+from relufair import config, explain, methods, training
+from relufair.config import PLAIN, REMEDIES, Remedy
+from relufair.objectives import Batch, Distillation
+from relufair.pipeline import Run, Trained
+from relufair.sources import data_folder
+from relufair.store import Store
+from relufair.study import AccuracyDrops
+
+CURES = tuple(name for name in REMEDIES if name != "plain")
+
+
+@dataclass(frozen=True)
+class Remedied(AccuracyDrops):
+    """Accuracy drops, with remedies."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for method in self.methods:
+            config.one_of("methods", method, [m for m in config.METHODS if m != "narrower"])
+
+    def remedied(self, cures: Sequence[Remedy], seeds: Sequence[int] | None = None) -> list[Run]:
+        """One run a method, seed and remedy; on the study's own seeds unless told otherwise."""
+        first = [replace(run, seed=seed) for run in self.runs()[:: len(self.seeds)]
+                 for seed in seeds or self.seeds]  # fmt: skip
+        return [replace(run, remedy=cure) for cure in cures for run in first]
+
+    def _pipelines(
+        self, cures: Sequence[Remedy], folder: Path | None, store: Store | None
+    ) -> list[Trained]:
+        store, folder = store or Store(), data_folder(folder)
+        return [methods.pipeline(run, store, folder) for run in self.remedied(cures)]
+
+    def tally(
+        self,
+        cures: Sequence[Remedy],
+        folder: Path | None = None,
+        store: Store | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        split: str = "test",
+    ) -> pd.DataFrame:
+        """The tally of all ``cures``, computing what is missing."""
+        store, folder = store or Store(), data_folder(folder)
+        self.check_data(folder)
+        return self.tallied(self.remedied(cures, seeds), folder, store, split=split)
+
+    def paths(
+        self, cures: Sequence[Remedy], folder: Path | None = None, store: Store | None = None
+    ) -> pd.DataFrame:
+        """What the last training logged of each group, epoch by epoch, where it watched the groups.
+
+        Returns:
+            A row an epoch × group × quantity with the columns ``method``, ``remedy``, ``seed``,
+            ``budget``, ``epoch``, ``group``, ``quantity`` (``loss``, and where there is one,
+            ``violation`` and ``multiplier``, or ``weight``) and ``value``.
+        """
+        tables = []
+        for pipe in self._pipelines(cures, folder, store):
+            about = {"method": pipe.run.method, "remedy": str(pipe.run.remedy)}
+            for units in pipe.reached:
+                about |= {"seed": pipe.run.seed, "budget": pipe.units[units]}
+                log = pipe.linear(units).tables["log"]
+                if log.columns.str.contains(":").any():  # it watched the groups
+                    own = _by_group(log, pipe.splits.train.group_names)
+                    tables.append(own.assign(**about))
+        return pd.concat(tables, ignore_index=True)
+
+
+def _by_group(log: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """The columns ``quantity:group`` of a log as rows."""
+    long = log.filter(regex="^epoch$|:").melt("epoch")
+    split = long["variable"].str.split(":", expand=True)
+    group = split[1].astype(int).map(dict(enumerate(names)))
+    return long[["epoch", "value"]].assign(quantity=split[0], group=group)
+
+
+@dataclass(frozen=True)
+class Mitigation(Remedied):
+    """The study of Algorithm 1 (Fig. 9, 12, 13, 14).
+
+    The parameters are those of the notebook ``05_mitigation``.
+    """
+
+    mu: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.cures()
+
+    def cures(self) -> list[Remedy]:
+        """No remedy, and Algorithm 1."""
+        return [PLAIN, Remedy("algorithm1", self.mu)]
+
+    def geometry(self, folder: Path | None = None, store: Store | None = None) -> pd.DataFrame:
+        """Gradient norms and distances of all networks, see :func:`relufair.explain.first_order`."""
+        pipes = self._pipelines(self.cures(), folder, store)
+        return pd.concat([explain.first_order(pipe) for pipe in pipes], ignore_index=True)
+
+
+@dataclass(frozen=True)
+class Ablation(Remedied):
+    """How strong Algorithm 1 should be (Fig. 15).
+
+    The parameters are those of the notebook ``06_mu_ablation``.
+    """
+
+    mus: Sequence[float]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config.distinct("mus", self.mus)
+        self.cures()
+
+    def lag(self, folder: Path | None = None, store: Store | None = None) -> pd.DataFrame:
+        """Each group's loss in the last epoch's own batches, and in a pass over all images after it.
+
+        Returns:
+            A row a remedy × seed × budget × group with the columns ``own`` and ``whole``. The first
+            is what Algorithm 1 goes by, the second what it asks for.
+        """
+        logs = self.paths(self.cures(), folder, store).query("quantity == 'loss'")
+        keys = ["method", "remedy", "seed", "budget", "group"]
+        own = logs[logs["epoch"] == logs["epoch"].max()].set_index(keys)["value"]
+        rows = []
+        for pipe in self._pipelines(self.cures(), folder, store):
+            about = {"method": pipe.run.method, "remedy": str(pipe.run.remedy)}
+            for units in pipe.reached:
+                about |= {"seed": pipe.run.seed, "budget": pipe.units[units]}
+                found = zip(pipe.splits.train.group_names, _losses(pipe, units), strict=True)
+                rows += [about | {"group": group, "whole": loss} for group, loss in found]
+        whole = pd.DataFrame(rows).set_index(keys)["whole"]
+        return pd.concat([own.rename("own"), whole], axis=1).reset_index()
+
+    def cures(self) -> list[Remedy]:
+        """Algorithm 1 at every strength, μ = 0 being plain finetuning to the bit."""
+        return [Remedy("algorithm1", mu) for mu in self.mus]
+
+
+@dataclass(frozen=True)
+class Comparison(Remedied):
+    """All remedies on the same masks.
+
+    The parameters are those of the notebook ``08_remedies_compared``.
+    """
+
+    remedies: Sequence[str]
+    tuning_seeds: Sequence[int]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config.distinct("remedies", self.remedies)
+        for name in self.remedies:
+            config.one_of("remedies", name, CURES)
+        if self.tuning_seeds:
+            config.distinct("tuning_seeds", self.tuning_seeds)
+        for seed in self.tuning_seeds:
+            config.whole("tuning_seeds", seed, 0, config.LARGEST_SEED)
+            if seed in self.seeds:
+                raise ValueError(f"tuning_seeds={list(self.tuning_seeds)}: {seed} is among seeds")
+
+    def tuned(self, folder: Path | None = None, store: Store | None = None) -> pd.DataFrame:
+        """Each strength of each remedy on the validation images of the tuning seeds.
+
+        Returns:
+            A row a remedy × strength with the columns ``remedy``, ``strength``, ``worst`` (accuracy
+            of the worst group in %, averaged over methods, budgets and seeds), ``accuracy`` (of
+            everyone) and ``chosen``: the strength with the best worst group, of equals the one with
+            the better accuracy. Without tuning seeds, the middle strength is chosen.
+        """
+        grid = [Remedy(name, value) for name in self.remedies for value in REMEDIES[name]]
+        about = {"remedy": [c.name for c in grid], "strength": [c.strength for c in grid]}
+        table = pd.DataFrame(about)
+        if self.tuning_seeds:
+            tally = self.tally(grid, folder, store, seeds=self.tuning_seeds, split="validation")
+            found = tally[tally["budget"] < 1].groupby("remedy")
+            scores = found.apply(_score, include_groups=False).loc[[str(c) for c in grid]]
+            table[["worst", "accuracy"]] = scores.to_numpy()
+            order = table.sort_values(["worst", "accuracy"], ascending=False)
+            best = order.groupby("remedy", sort=False).head(1).index
+        else:
+            table[["worst", "accuracy"]] = np.nan
+            best = table.groupby("remedy", sort=False).nth(1).index
+        return table.assign(chosen=table.index.isin(best))
+
+    def chosen(self, tuned: pd.DataFrame) -> list[Remedy]:
+        """No remedy, and each remedy at its chosen strength."""
+        rows = tuned[tuned["chosen"]]
+        pairs = zip(rows["remedy"], rows["strength"], strict=True)
+        return [PLAIN, *(Remedy(name, strength) for name, strength in pairs)]
+
+    def costs(
+        self, cures: Sequence[Remedy], folder: Path | None = None, store: Store | None = None,
+        rounds: int = 3,
+    ) -> pd.DataFrame:  # fmt: skip
+        """Time of an epoch of each remedy as a multiple of plain finetuning's, by remedy.
+
+        They are timed in turn, ``rounds`` times after one that does not count, and the medians
+        compared. Not in it is what a remedy does once: JTT trains a first network as long, SWA
+        goes through the images once more.
+        """
+        pipes = [pipe for cure in cures for pipe in self._pipelines([cure], folder, store)[:1]]
+        units, seconds = min(pipes[0].reached), {str(cure): [] for cure in cures}
+        for round_ in range(rounds + 1):
+            for pipe in pipes:
+                spent = _epoch(pipe, units)
+                if round_:
+                    seconds[str(pipe.run.remedy)].append(spent)
+        times = pd.Series({name: median(own) for name, own in seconds.items()})
+        return pd.DataFrame({"epoch": times / times[str(PLAIN)]})
+
+
+def _losses(pipe: Trained, units: int) -> list[float]:
+    """Mean of what plain training minimises, by group, over the training set in evaluation mode."""
+    taught = pipe.taught
+    z = training.logits(pipe.net(units), taught)
+    every = torch.arange(len(taught), device=z.device)
+    batch = Batch(z, taught.labels, taught.groups, every, taught.teacher[0])
+    each = Distillation(**pipe.recipe.loss).each(batch)
+    sizes = torch.bincount(taught.groups).double()
+    return (torch.bincount(taught.groups, each.double()) / sizes).tolist()
+
+
+def _epoch(pipe: Trained, units: int) -> float:
+    """Seconds that one epoch of the last training takes."""
+    net, plan = pipe.fresh(units), pipe.recipe
+    objective = pipe.objective(net, units)
+    optimizer = training.sgd(net, plan.lr, 0.0, plan.nesterov)
+    start = time.perf_counter()
+    training.fit(net, pipe.taught, objective, optimizer, epochs=1, batch=plan.batch, seed=(0,))
+    return time.perf_counter() - start
+
+
+def _score(tally: pd.DataFrame) -> pd.Series:
+    """Accuracy (%) of the worst group and of everyone, averaged over methods, budgets and seeds."""
+    keys = ["method", "budget", "seed"]
+    counts = tally[tally["n"] > 0].set_index(keys)
+    worst = (counts["correct"] / counts["n"]).groupby(level=keys).min()
+    sums = counts[["correct", "n"]].groupby(level=keys).sum()
+    return pd.Series(
+        {"worst": 100 * worst.mean(), "all": 100 * (sums["correct"] / sums["n"]).mean()}
+    )
