@@ -112,7 +112,7 @@ def read_parameters(
 
 def check_parameters(short: str, parameters: dict[str, Any], folder: Path | None) -> None:
     """Build the notebook's study, which refuses impossible values, and look for its data."""
-    from relufair.study import STUDIES
+    from relufair.studies import STUDIES
 
     try:
         STUDIES[short](**parameters).check_data(folder)

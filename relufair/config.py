@@ -12,12 +12,36 @@ ARCHITECTURES = ("resnet18", "resnet34", "vgg19", "wideresnet22_8")
 METHODS = {
     "snl": ("search", "finetune"),
     "deepreduce": ("student",),
+    "deepreduce_untaught": ("student",),
     "random": ("finetune",),
     "smallest_effect": ("finetune",),
     "all_kept": ("search", "finetune"),
     "narrower": ("search", "finetune"),
 }
+# Each remedy with the values of its one strength that are tried on validation data.
+REMEDIES: dict[str, tuple[float, ...]] = {
+    "plain": (),
+    "algorithm1": (0.01, 0.1, 1.0),
+    "one_sided": (0.01, 0.1, 1.0),
+    "detached": (0.01, 0.1, 1.0),
+    "group_dro": (0.01, 0.1, 1.0),
+    "inverse_frequency": (0.25, 0.5, 1.0),
+    "class_balanced": (0.99, 0.999, 0.9999),
+    "logit_adjustment": (0.5, 1.0, 1.5),
+    "cvar": (0.2, 0.5, 0.8),
+    "jtt": (2.0, 5.0, 20.0),
+    "swa": (0.25, 0.5, 0.75),
+}
 LARGEST_SEED = 2**32 - 1  # that scikit-learn's split takes
+
+
+def another(seed: int) -> int:
+    """The seed after ``seed``, and 0 after the largest.
+
+    >>> another(0), another(LARGEST_SEED)
+    (1, 0)
+    """
+    return (seed + 1) % (LARGEST_SEED + 1)
 
 
 def yes_or_no(name: str, value: Any) -> None:
@@ -51,6 +75,40 @@ def distinct(name: str, values: Collection[Any]) -> None:
     """Raise ``ValueError`` if ``values`` is empty or holds a value twice."""
     if not values or len(set(values)) != len(values):
         raise ValueError(f"{name}={list(values)}: must name at least one value, and none twice")
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What the last training of a linearized network minimises.
+
+    Attributes:
+        name: one of ``REMEDIES``; they are explained in :mod:`relufair.remedies`.
+        strength: its one parameter; 0 for ``plain``, which has none.
+        per_class: divide the distillation term by the number of classes, as the released code's
+            mitigation does.
+    """
+
+    name: str = "plain"
+    strength: float = 0.0
+    per_class: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("remedy", self.name, REMEDIES)
+        yes_or_no("per_class", self.per_class)
+        if self.name == "plain":
+            one_of("strength of plain", self.strength, (0,))
+        low, high = {
+            "class_balanced": (0, 0.999999), "cvar": (1e-3, 1), "jtt": (1, math.inf), "swa": (0, 1),
+        }.get(self.name, (0, math.inf))  # fmt: skip
+        in_range(f"strength of {self.name}", self.strength, low, high)
+        object.__setattr__(self, "strength", float(self.strength))  # 1 and 1.0 make the same key
+
+    def __str__(self) -> str:
+        strength = f" {self.strength:g}" if self.name != "plain" else ""
+        return f"{self.name}{strength}{', KD/C' if self.per_class else ''}"
+
+
+PLAIN = Remedy()
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 
 DRAWS = 2000
+ENOUGH = 6  # seeds, below which the smallest p of a signed-rank test is above 5 %
 FEWEST = 30  # test images of a group, below which its accuracy is not shown
 ALL = "all"
 
@@ -181,8 +182,9 @@ def disparity(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     Returns:
         A row a method × budget × measure with ``value``, ``low``, ``high`` and ``seeds``; the
         measures are ``worst_accuracy`` (the lowest of a group), ``gap`` (highest minus lowest
-        accuracy, in points) and ``excess`` (relative drop of the smallest group in the training set
-        minus that of the largest, by the order of the tally's ``train_n``; in points).
+        accuracy, in points), ``excess`` (relative drop of the smallest group in the training set
+        minus that of the largest, by the order of the tally's ``train_n``; in points), and
+        ``worst_gain`` and ``gap_growth``, how much larger the first two are than in the base.
     """
     large, small = extremes(table)
     rows = []
@@ -191,14 +193,49 @@ def disparity(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         ends = names.index(small), names.index(large)
         low, high = _interval(_gaps(resample(counts, np.random.default_rng(seed)), *ends))
         about = {"method": method, "budget": budget}
-        about |= {"measure": ["worst_accuracy", "gap", "excess"]}
+        about |= {"measure": ["worst_accuracy", "gap", "excess", "worst_gain", "gap_growth"]}
         interval = {"value": _gaps(counts, *ends), "low": low, "high": high, "seeds": len(counts)}
         rows.append(pd.DataFrame(about | interval))
     return pd.concat(rows, ignore_index=True)
 
 
 def _gaps(counts: np.ndarray, small: int, large: int) -> np.ndarray:
-    """Worst accuracy, gap, and excess of the group ``small`` over ``large`` (..., 3)."""
-    right, relative = accuracy(counts)[..., :-1], relative_drop(counts)
-    worst, best = np.nanmin(right, -1), np.nanmax(right, -1)
-    return np.stack([worst, best - worst, relative[..., small] - relative[..., large]], -1)
+    """Worst accuracy, gap, excess of the group ``small`` over ``large``, and changes (..., 5)."""
+    (before, after), relative = _accuracies(counts[..., :-1, :]), relative_drop(counts)
+    worst, best = 100 * np.nanmin(after, -1), 100 * np.nanmax(after, -1)
+    lowest, highest = 100 * np.nanmin(before, -1), 100 * np.nanmax(before, -1)
+    gap, excess = best - worst, relative[..., small] - relative[..., large]
+    return np.stack([worst, gap, excess, worst - lowest, gap - (highest - lowest)], -1)
+
+
+def by_remedy(table: pd.DataFrame) -> pd.DataFrame:
+    """The tally with method and remedy in the one column ``method``.
+
+    So every function here, and every figure and table of drops, takes each remedy for itself.
+
+    >>> rows = {"method": ["snl"], "remedy": ["cvar 0.5"]}
+    >>> by_remedy(pd.DataFrame(rows))["method"].item()
+    'snl, cvar 0.5'
+    """
+    return table.assign(method=table["method"] + ", " + table["remedy"])
+
+
+def signed_ranks(table: pd.DataFrame) -> pd.DataFrame:
+    """Wilcoxon's signed-rank test, over seeds, of each group's gain over the base.
+
+    Returns:
+        A row a method × budget × group (and all) with ``gain`` (points, averaged over seeds),
+        ``seeds``, ``better`` (seeds in which the group gains) and ``p`` (two-sided; nan with fewer
+        than ``ENOUGH`` seeds, where no outcome could be significant at 5 %).
+    """
+    from scipy.stats import wilcoxon
+
+    rows = []
+    for (method, budget), part in table.groupby(["method", "budget"], sort=False):
+        counts, names = cells(part)
+        gains = 100 * (counts[..., 2] - counts[..., 1]) / np.maximum(counts.sum(-1), 1)
+        for group, own in zip(names, gains.T, strict=True):
+            about = {"method": method, "budget": budget, "group": group, "gain": own.mean()}
+            p = wilcoxon(own).pvalue if len(own) >= ENOUGH and own.any() else np.nan
+            rows.append(about | {"seeds": len(own), "better": int((own > 0).sum()), "p": p})
+    return pd.DataFrame(rows)

@@ -1,13 +1,15 @@
 """How a budget is met: SNL, DeepReDuce, and the controls that show what either's choice buys.
 
-=================== ===============================================================================
-``snl``             the ReLUs that SNL's search leaves (:mod:`relufair.linearize.snl`)
-``deepreduce``      whole stages of the network, trained anew (:mod:`relufair.linearize.deepreduce`)
-``random``          as many ReLUs, drawn at random, finetuned as SNL's
-``smallest_effect`` as many, those whose removal changes the loss most to first order, likewise
-``all_kept``        all ReLUs, trained on for as long as SNL's network of the budget
-``narrower``        all ReLUs of a narrower network whose validation loss is nearest to SNL's
-=================== ===============================================================================
+======================= ============================================================================
+``snl``                 the ReLUs that SNL's search leaves (:mod:`relufair.linearize.snl`)
+``deepreduce``          whole stages of the network, trained anew
+                        (:mod:`relufair.linearize.deepreduce`)
+``deepreduce_untaught`` the same, distilled from a network that was never trained
+``random``              as many ReLUs, drawn at random, finetuned as SNL's
+``smallest_effect``     as many, those whose removal changes the loss most to first order, likewise
+``all_kept``            all ReLUs, trained on for as long as SNL's network of the budget
+``narrower``            all ReLUs of a narrower network whose validation loss is nearest to SNL's
+======================= ============================================================================
 """
 
 from __future__ import annotations
@@ -19,15 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from relufair import masks, training
+from relufair import config, masks, training
 from relufair.linearize import controls, deepreduce
 from relufair.objectives import Distillation
-from relufair.pipeline import VERSIONS, Finetuned, Pipeline, Run, Snl, arrays
+from relufair.pipeline import VERSIONS, Finetuned, Pipeline, Recipe, Run, Snl, Trained, arrays
 from relufair.store import Artifact, Store, key_of
+from relufair.training import Samples
 
 
 class OnTeacher(Finetuned):
@@ -77,13 +81,21 @@ class Milestones(Distillation):
         self.steps = state["steps"]
 
 
-class AllKept(Finetuned):
-    """Keeps all ReLUs and trains as long as SNL: what the training does without linearization."""
+class Matched(Pipeline):
+    """A control whose networks are like SNL's in one respect."""
 
     @cached_property
     def search(self) -> Snl:
-        """The descent whose length is matched."""
-        return Snl(replace(self.run, method="snl"), self.store, self.folder)
+        """The run that is matched."""
+        return self.snl(self.run.width)
+
+    def snl(self, width: int) -> Snl:
+        """The same run with SNL on a network of ``width``."""
+        return Snl(replace(self.run, method="snl", width=width), self.store, self.folder)
+
+
+class AllKept(Matched, Finetuned):
+    """Keeps all ReLUs and trains as long as SNL: what the training does without linearization."""
 
     @cached_property
     def reached(self) -> dict[int, int]:
@@ -119,17 +131,14 @@ class AllKept(Finetuned):
         every = masks.total(self.teacher_net)
         return self.from_teacher(masks.largest(self.teacher_net, every))
 
-    def _ones(self) -> dict[str, np.ndarray]:
-        sites = masks.sites(self.teacher_net).items()
-        return {f"{name}.alpha": np.ones(site.alpha.shape, np.float32) for name, site in sites}
-
     def _train(self, missing: dict[int, int]) -> None:
         plan, net = self.run.schedule, self._unpack(self.teacher(), self.network(masked=False))
+        start = self._untrained()
 
         def keep(step: int) -> None:
-            config, every = self.snapshot_config(missing[step]), masks.total(self.teacher_net)
-            facts = {"units": every, "counted": every, "step": step}
-            artifact = Artifact(arrays(net) | self._ones(), {}, facts)
+            config = self.snapshot_config(missing[step])
+            # The weights are the new ones, the masks still those of the start.
+            artifact = Artifact(start.arrays | arrays(net), {}, start.facts | {"step": step})
             self.store.put("snapshot", VERSIONS["snapshot"], config, artifact)
 
         work = self.store.workplace("snapshot", VERSIONS["snapshot"], self.longer_config)
@@ -143,7 +152,7 @@ class AllKept(Finetuned):
         shutil.rmtree(work)
 
 
-class DeepReDuce(Pipeline):
+class DeepReDuce(Trained):
     """Culls stages and thins blocks; the student trains anew with the teacher's help."""
 
     final = "student"
@@ -172,36 +181,100 @@ class DeepReDuce(Pipeline):
 
     def linear_config(self, units: int) -> dict[str, Any]:
         parent = key_of("teacher", VERSIONS["teacher"], self.teacher_config)
-        return {"teacher": parent, "code": str(self.chosen[units])} | self.run.schedule.part(
-            "student"
-        )
+        part = self.run.schedule.part("student") | self.remedy_config(units)
+        return {"teacher": parent, "code": str(self.chosen[units])} | part
 
     def linear(self, units: int) -> Artifact:
         """The student, trained from scratch on labels and the teacher's logits."""
         return self._fetch("student", self.linear_config(units), partial(self._train, units))
 
     def _train(self, units: int, work: Path) -> Artifact:
-        plan, net = self.run.schedule, self.network(masked=True, width=self.width)
-        masks.freeze(net, deepreduce.kept(net, self.chosen[units]))
-        log = training.fit(
-            net, self.taught, Distillation(1.0, hard=0.5, soft=0.5),
-            training.sgd(net, plan.student_lr, plan.weight_decay, nesterov=True),
-            epochs=plan.student_epochs, batch=plan.student_batch, seed=(self.run.seed, 3),
-            decay=training.cosine, flip=plan.flip, checkpoint=work / "checkpoint",
-            label=f"seed {self.run.seed}: DeepReDuce {self.chosen[units]}",
-        )  # fmt: skip
-        return self._pack(net, log, {"code": str(self.chosen[units]), "width": self.width})
+        net, log = self.train_last(units, f"DeepReDuce {self.chosen[units]}", work)
+        student = self._pack(net, log, {"code": str(self.chosen[units]), "width": self.width})
+        kept = self.kept(units).items()
+        student.arrays |= {f"{site}.alpha": k.numpy().astype(np.float32) for site, k in kept}
+        return student
+
+    def kept(self, units: int) -> dict[str, torch.Tensor]:
+        """The masks of the student, by site; at one site all are the same."""
+        net = self.network(masked=True, width=self.width)
+        return deepreduce.kept(net, self.chosen[units])
+
+    def fresh(self, units: int) -> nn.Module:
+        """The student before its training, as its masks make it: plain, and so faster to train."""
+        net = self.network(masked=False, width=self.width)
+        for site, kept in self.kept(units).items():
+            if not kept.any():
+                net.set_submodule(site, nn.Identity())
+        return net
+
+    @property
+    def recipe(self) -> Recipe:
+        plan, loss = self.run.schedule, {"temperature": 1.0, "hard": 0.5, "soft": 0.5}
+        return Recipe(plan.student_lr, plan.student_epochs, plan.student_batch, True, loss)
+
+    def criticality(self) -> pd.DataFrame:
+        """What the ReLUs of each stage are worth: a row a stage.
+
+        Returns:
+            The columns ``seed``, ``stage`` (from 1), ``relus`` (of that stage), ``accuracy`` and
+            ``linear`` (of the student with these ReLUs alone, and of the one without any, on the
+            validation set, since this would choose), ``criticality`` (see
+            :func:`relufair.linearize.deepreduce.criticality`) and ``culled_at`` (the budgets for which
+            the choice by count culls the stage).
+        """
+        alone = OneStage(self.run, self.store, self.folder)
+        accuracies = {stage: alone.validated(stage) for stage in alone.chosen}
+        linear = accuracies.pop(0)
+        return pd.DataFrame({
+            "seed": self.run.seed, "stage": list(accuracies),
+            "relus": [alone.reached[stage] for stage in accuracies],
+            "accuracy": accuracies.values(), "linear": linear,
+            "criticality": deepreduce.criticality(accuracies, linear, alone.reached).values(),
+            "culled_at": [self._culled_at(stage) for stage in accuracies],
+        })  # fmt: skip
+
+    def _culled_at(self, stage: int) -> list[float]:
+        return [self.units[units] for units, c in self.chosen.items() if stage in c.culled]
 
 
-class Narrower(Pipeline):
+class OneStage(DeepReDuce):
+    """The students with the ReLUs of one stage alone: in a budget's place stands the stage, or 0."""
+
+    @cached_property
+    def chosen(self) -> dict[int, deepreduce.Configuration]:
+        every, scale = deepreduce.stages(self.network(masked=True)), self.run.schedule.student_scale
+        return {
+            stage: deepreduce.Configuration(tuple(k for k in every if k != stage), scale=scale)
+            for stage in (0, *every)
+        }
+
+    def validated(self, stage: int) -> float:
+        """Accuracy on the validation set."""
+        images = self.predictions(stage).tables["images"].query("split == 'validation'")
+        return (images["label"] == images["prediction"]).mean()
+
+
+class Untaught(DeepReDuce):
+    """DeepReDuce as released: the teacher's weights are never loaded, so it is a random network."""
+
+    def linear_config(self, units: int) -> dict[str, Any]:
+        return super().linear_config(units) | {"taught": False}
+
+    @cached_property
+    def taught(self) -> Samples:
+        # Of another seed, for the student's first weights are those of the run's own.
+        other = replace(self.run, seed=config.another(self.run.seed))
+        stranger = DeepReDuce(other, self.store, self.folder).network(masked=True)
+        sides = (False, True) if self.run.schedule.flip else (False,)
+        said = [training.logits(stranger, self.samples, mirrored=m) for m in sides]
+        return Samples(**vars(self.samples) | {"teacher": torch.stack(said)})
+
+
+class Narrower(Matched):
     """A narrower network with all its ReLUs: is it linearization, or any loss of capacity?"""
 
     final = "narrow"
-
-    @cached_property
-    def search(self) -> Snl:
-        """The networks whose loss is matched."""
-        return Snl(replace(self.run, method="snl"), self.store, self.folder)
 
     @cached_property
     def widths(self) -> list[int]:
@@ -211,10 +284,9 @@ class Narrower(Pipeline):
 
     @cached_property
     def reached(self) -> dict[int, int]:
-        return {
-            units: masks.total(self.network(masked=True, width=self.linear(units).facts["width"]))
-            for units in self.units
-        }
+        widths = {units: self.predictions(units).facts["width"] for units in self.units}
+        relus = {w: masks.total(self.network(masked=True, width=w)) for w in set(widths.values())}
+        return {units: relus[width] for units, width in widths.items()}
 
     def loss(self, net: nn.Module) -> float:
         """Mean cross-entropy on the validation set."""
@@ -231,20 +303,16 @@ class Narrower(Pipeline):
 
     def _choose(self, units: int, _: Path) -> Artifact:
         aim = self.loss(self.search.linearized(self.search.linear(units)))
-        off = {
-            width: abs(self.loss(self._candidate(width).teacher_net) - aim) for width in self.widths
-        }
+        nets = {width: self.snl(width).teacher_net for width in self.widths}
+        off = {width: abs(self.loss(net) - aim) for width, net in nets.items()}
         nearest = min(off, key=off.__getitem__)
-        net = self._candidate(nearest).teacher_net
-        return Artifact(arrays(net), {}, self.facts() | {"width": nearest, "apart": off[nearest]})
-
-    def _candidate(self, width: int) -> Snl:
-        return Snl(replace(self.run, method="snl", width=width), self.store, self.folder)
+        facts = {"width": nearest, "apart": off[nearest]}
+        return Artifact(arrays(nets[nearest]), {}, self.facts() | facts)
 
 
 PIPELINES: dict[str, type[Pipeline]] = {
-    "snl": Snl, "deepreduce": DeepReDuce, "random": Random, "smallest_effect": SmallestEffect,
-    "all_kept": AllKept, "narrower": Narrower,
+    "snl": Snl, "deepreduce": DeepReDuce, "deepreduce_untaught": Untaught, "random": Random,
+    "smallest_effect": SmallestEffect, "all_kept": AllKept, "narrower": Narrower,
 }  # fmt: skip
 
 

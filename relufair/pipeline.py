@@ -12,21 +12,21 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from relufair import data, groups, masks, models, training
-from relufair.config import Schedule
+from relufair import data, groups, masks, models, remedies, tracing, training
+from relufair.config import PLAIN, Remedy, Schedule
 from relufair.data import Choice, Splits
 from relufair.linearize import snl
-from relufair.objectives import CrossEntropy, Distillation
+from relufair.objectives import CrossEntropy, Objective
 from relufair.store import Artifact, Store, key_of
 from relufair.training import Samples
 
@@ -47,6 +47,7 @@ class Run:
         budgets: shares of the ReLUs to keep, below 1.
         schedule: how the stages train.
         seed: of the split, the initial weights and the batches.
+        remedy: what the last training minimises.
     """
 
     choice: Choice
@@ -56,6 +57,23 @@ class Run:
     budgets: tuple[float, ...]
     schedule: Schedule
     seed: int
+    remedy: Remedy = PLAIN
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the last training of a linearized network goes: SGD, down to zero along a cosine.
+
+    Attributes:
+        lr, epochs, batch, nesterov: of SGD.
+        loss: the arguments of :class:`relufair.objectives.Distillation`.
+    """
+
+    lr: float
+    epochs: int
+    batch: int
+    nesterov: bool
+    loss: dict[str, float]
 
 
 class Pipeline(ABC):
@@ -104,13 +122,10 @@ class Pipeline(ABC):
 
     def network(self, masked: bool, width: int | None = None) -> nn.Module:
         """The untrained network, with or without masks; of the run's width if no other is given."""
-        channels, *sides = self.splits.train.images.shape[1:]
-        net = models.build(
-            self.run.arch, classes=len(self.splits.train.classes), channels=channels,
-            width=width or self.run.width, seed=self.run.seed,
-        )  # fmt: skip
-        net = masks.masked(net, (channels, *sides)) if masked else net
-        return net.to(self.device)
+        shape, classes = self.splits.train.images.shape[1:], len(self.splits.train.classes)
+        width = width or self.run.width
+        net = _untrained(self.run.arch, classes, tuple(shape), width, self.run.seed, masked)
+        return copy.deepcopy(net).to(self.device)
 
     @cached_property
     def units(self) -> dict[int, float]:
@@ -185,6 +200,13 @@ class Pipeline(ABC):
 
         return self._fetch("predictions", self.identity(units), compute)
 
+    def bases(self, found: dict[int | None, Artifact]) -> dict[int | None, Artifact]:
+        """The predictions with which the ``found`` ones are compared, by units.
+
+        The teacher's; with a remedy, those of the network of the same ReLUs without it.
+        """
+        return dict.fromkeys(found, found[None])
+
     def net(self, units: int | None) -> nn.Module:
         """The trained network with the budget ``units``; None stands for the teacher."""
         return self.teacher_net if units is None else self.linearized(self.linear(units))
@@ -225,29 +247,42 @@ class Pipeline(ABC):
 
     # What a study asks for
 
-    def measure(self) -> pd.DataFrame:
-        """The tally of this run on the test set, see :mod:`relufair.groups`."""
-        run, test, sizes = self.run, self.splits.test, self.splits.train.sizes()
+    def measure(self, split: str = "test") -> pd.DataFrame:
+        """The tally of this run, see :mod:`relufair.groups`, on ``test`` or ``validation``."""
+        run, part, sizes = self.run, getattr(self.splits, split), self.splits.train.sizes()
         relus = {None: masks.total(self.network(masked=True))} | self.reached
         found = {units: self.predictions(units) for units in relus}
-        right = {units: _right(artifact.tables["images"]) for units, artifact in found.items()}
+        bases = self.bases(found)
         rows = [
-            groups.tally(right[units], right[None], test.groups, test.group_names).assign(
+            groups.tally(
+                _right(artifact, split), _right(bases[units], split), part.groups,
+                part.group_names,
+            ).assign(
                 budget=self.units.get(units, 1.0),
                 relus=relus[units],
                 device=artifact.facts["device"],
                 date=artifact.facts["written"][:10],
             )
             for units, artifact in found.items()
-        ]
+        ]  # fmt: skip
         table = pd.concat(rows, ignore_index=True)
         table.insert(1, "train_n", table["group"].map(sizes))
         about = {
             "dataset": run.choice.dataset, "target": run.choice.target,
             "groups": run.choice.groups, "arch": run.arch, "width": run.width,
-            "method": run.method, "seed": run.seed, "data": self.splits.digest[:12],
+            "method": run.method, "remedy": str(run.remedy), "seed": run.seed,
+            "data": self.splits.digest[:12],
         }  # fmt: skip
         return table.assign(**about)[[*about, *table.columns]]
+
+
+@lru_cache(maxsize=4)
+def _untrained(
+    arch: str, classes: int, shape: tuple[int, ...], width: int, seed: int, masked: bool
+) -> nn.Module:
+    """The network, not to be changed: copying it takes a tenth of the time of tracing it."""
+    net = models.build(arch, classes=classes, channels=shape[0], width=width, seed=seed)
+    return tracing.masked(net, shape) if masked else net
 
 
 def arrays(net: nn.Module) -> dict[str, np.ndarray]:
@@ -255,15 +290,86 @@ def arrays(net: nn.Module) -> dict[str, np.ndarray]:
     return {name: value.detach().cpu().numpy() for name, value in net.state_dict().items()}
 
 
+SEEDS = {"finetune": 2, "student": 3}  # of the batches; 0 is the teacher's, 1 the search's
 FACTS = ("step", "counted", "code", "width")  # of a network, worth a place beside its predictions
 
 
-def _right(images: pd.DataFrame) -> np.ndarray:
-    test = images[images["split"] == "test"]
-    return (test["prediction"] == test["label"]).to_numpy()
+def _right(artifact: Artifact, split: str) -> np.ndarray:
+    images = artifact.tables["images"].query("split == @split")
+    return (images["prediction"] == images["label"]).to_numpy()
 
 
-class Finetuned(Pipeline):
+class Trained(Pipeline):
+    """A method whose linearized network gets a last training, where a remedy may help."""
+
+    @cached_property
+    def plain(self) -> Self:
+        """The same run without a remedy."""
+        own = type(self)(replace(self.run, remedy=PLAIN), self.store, self.folder)
+        own.splits = self.splits  # a remedy changes no data: they are read once for both
+        return own
+
+    def remedy_config(self, units: int) -> dict[str, Any]:
+        """What the remedy adds to the identity of the network with ``units`` ReLUs."""
+        remedy = self.run.remedy
+        if remedy == PLAIN:
+            return {}
+        about = asdict(remedy) | {"groups": self.run.choice.groups}
+        return about | (self.plain.identity(units) if remedy.name == "jtt" else {})
+
+    @abstractmethod
+    def fresh(self, units: int) -> nn.Module:
+        """The network with ``units`` ReLUs before the last training, its masks frozen."""
+
+    @property
+    @abstractmethod
+    def recipe(self) -> Recipe:
+        """How the last training goes."""
+
+    def objective(self, net: nn.Module, units: int) -> Objective:
+        """What the last training of ``net`` with ``units`` ReLUs minimises."""
+        remedy, train = self.run.remedy, self.splits.train
+        sizes = len(train.classes), len(train.group_names)
+        found = remedies.objective(
+            remedy, self.samples, *sizes, lambda: self.plain.net(units), **self.recipe.loss
+        )
+        if remedy.name == "swa":
+            return remedies.Averaging(found, net, remedy.strength, self.recipe.epochs)
+        return found
+
+    def train_last(self, units: int, stage: str, work: Path) -> tuple[nn.Module, pd.DataFrame]:
+        """Train a fresh network with the remedy; it and its log.
+
+        Args:
+            units: its number of ReLUs.
+            stage: name on the progress bar.
+            work: folder of the checkpoint.
+        """
+        run, plan, net = self.run, self.recipe, self.fresh(units)
+        objective = self.objective(net, units)
+        named = "" if run.remedy == PLAIN else f", {run.remedy}"
+        log = training.fit(
+            net, self.taught, objective,
+            training.sgd(net, plan.lr, run.schedule.weight_decay, plan.nesterov),
+            epochs=plan.epochs, batch=plan.batch, seed=(run.seed, SEEDS[self.final]),
+            decay=training.constant if run.remedy.name == "swa" else training.cosine,
+            flip=run.schedule.flip, checkpoint=work / "checkpoint",
+            label=f"seed {run.seed}: {stage}{named}",
+        )  # fmt: skip
+        if isinstance(objective, remedies.Averaging):
+            objective.finish(self.samples, plan.batch)
+        return net, log
+
+    def bases(self, found: dict[int | None, Artifact]) -> dict[int | None, Artifact]:
+        plain = super().bases(found)
+        if self.run.remedy == PLAIN:
+            return plain
+        return plain | {
+            units: self.plain.predictions(units) for units in found if units is not None
+        }
+
+
+class Finetuned(Trained):
     """A method that takes a snapshot of the network for each budget and finetunes it."""
 
     final = "finetune"
@@ -279,24 +385,26 @@ class Finetuned(Pipeline):
     def linear_config(self, units: int) -> dict[str, Any]:
         parent = key_of("snapshot", VERSIONS["snapshot"], self.snapshot_config(units))
         part = self.run.schedule.part("finetune")
-        return {"snapshot": parent, "objective": "distillation"} | part
+        return {"snapshot": parent, "objective": "distillation"} | part | self.remedy_config(units)
 
     def linear(self, units: int) -> Artifact:
         """The linearized network: its masks frozen, its weights finetuned."""
         return self._fetch("finetune", self.linear_config(units), partial(self._finetune, units))
 
     def _finetune(self, units: int, work: Path) -> Artifact:
+        net, log = self.train_last(units, f"finetune at {self.units[units]:.4g}", work)
         snapshot = self.snapshot(units)
-        plan, net = self.run.schedule, self.linearized(snapshot)
-        log = training.fit(
-            net, self.taught, Distillation(plan.temperature),
-            training.sgd(net, plan.finetune_lr, plan.weight_decay),
-            epochs=plan.finetune_epochs, batch=plan.finetune_batch, seed=(self.run.seed, 2),
-            decay=training.cosine, flip=plan.flip, checkpoint=work / "checkpoint",
-            label=f"seed {self.run.seed}: finetune at {self.units[units]:.4g}",
-        )  # fmt: skip
         crossing = {"step": snapshot.facts["step"], "counted": snapshot.facts["counted"]}
         return self._pack(net, log, crossing)
+
+    def fresh(self, units: int) -> nn.Module:
+        return self.linearized(self.snapshot(units))
+
+    @property
+    def recipe(self) -> Recipe:
+        plan = self.run.schedule
+        loss = {"temperature": plan.temperature}
+        return Recipe(plan.finetune_lr, plan.finetune_epochs, plan.finetune_batch, False, loss)
 
     def from_teacher(self, kept: dict[str, torch.Tensor]) -> Artifact:
         """A snapshot with the teacher's weights and the masks ``kept``, by site."""
@@ -371,10 +479,10 @@ class Snl(Finetuned):
                 "search_max_epochs, lasso, lasso_growth or masks_lr"
             )
 
-    def measure(self) -> pd.DataFrame:
+    def measure(self, split: str = "test") -> pd.DataFrame:
         found = {units: self.predictions(units).facts["step"] for units in self.units if units}
         snl.check_apart(found)
-        return super().measure()
+        return super().measure(split)
 
 
 def _reached(checkpoint: Path) -> float:

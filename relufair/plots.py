@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from relufair import groups, theory
 
-MARKERS = "osD^vPX*<>"
+MARKERS = "osD^vPX*<>ph"
 MOST = 6  # groups in a figure, unless all are asked for
 STYLE = {
     "axes.spines.top": False,
@@ -73,20 +73,28 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-NAMES = {"snl": "SNL", "deepreduce": "DeepReDuce"}
+NAMES = {
+    "snl": "SNL", "deepreduce": "DeepReDuce", "algorithm1": "Algorithm 1", "one_sided": "one-sided",
+    "group_dro": "group DRO", "cvar": "CVaR", "jtt": "JTT", "swa": "SWA",
+    "inverse_frequency": "inverse frequency", "class_balanced": "class-balanced",
+    "deepreduce_untaught": "DeepReDuce with a random teacher",
+}  # fmt: skip
 
 
 def named(method: str) -> str:
-    """A method's name for people.
+    """The name of a method, of a remedy with its strength, or of both, for people.
 
-    >>> named("snl"), named("smallest_effect")
-    ('SNL', 'smallest effect')
+    >>> named("snl"), named("smallest_effect"), named("snl, algorithm1 0.1")
+    ('SNL', 'smallest effect', 'SNL, Algorithm 1 (0.1)')
     """
-    return NAMES.get(method, method.replace("_", " "))
+    if ", " in method:
+        return ", ".join(map(named, method.split(", ")))
+    name, _, strength = method.partition(" ")
+    return NAMES.get(name, name.replace("_", " ")) + (f" ({strength})" if strength else "")
 
 
 def _figure(
-    columns: int, note: str, height: float = 3.6, rows: int = 1
+    columns: int, note: str, height: float = 3.6, rows: int = 1, sharey: str | bool = "col"
 ) -> tuple[Figure, np.ndarray]:
     """A figure with axes (rows, columns), each row of this height in inches."""
     with plt.rc_context(STYLE):
@@ -96,7 +104,7 @@ def _figure(
             figsize=(8, height * rows),
             layout="constrained",
             squeeze=False,
-            sharey="col",
+            sharey=sharey,
         )
     if note:
         figure.supxlabel(note, fontsize=7, color="0.35", x=0.01, ha="left", wrap=True)
@@ -181,6 +189,159 @@ def overall(table: pd.DataFrame, note: str = "") -> Figure:
         axis.set_ylabel("test accuracy (%)")
         axis.set_title(title, fontsize=10)
     _legend(figure, axes[0], columns=4)
+    return figure
+
+
+def before_after(table: pd.DataFrame, tally: pd.DataFrame, note: str = "") -> Figure:
+    """Gradient norm and margin of each group without and with a remedy (Fig. 13, 14).
+
+    Args:
+        table: of :func:`relufair.explain.first_order`, one method, two remedies.
+        tally: of the same runs.
+        note: to stand below.
+    """
+    measures = {"gradient": "gradient norm", "margin": "logit margin", "gap": "softmax gap"}
+    looks = styles(tally, every=True)
+    figure, (axes,) = _figure(len(measures), note)
+    budgets = sorted(table["budget"].unique(), reverse=True)
+    means = table[table["split"] == "train"].groupby(["measure", "budget", "group", "remedy"])
+    means = means["value"].mean().unstack("remedy")[list(table["remedy"].unique())]
+    for axis, measure in zip(axes, measures, strict=True):
+        places = _by_budget(axis, budgets)
+        for i, (group, look) in enumerate(looks.items()):
+            for budget, place in places.items():
+                x = place + (i - (len(looks) - 1) / 2) * 0.8 / len(looks)
+                plain, cured = means.loc[measure, budget, group]
+                axis.annotate(
+                    "",
+                    (x, cured),
+                    (x, plain),
+                    arrowprops={
+                        "arrowstyle": "->",
+                        "color": look["color"],
+                        "lw": 1.8,
+                        "shrinkA": 0,
+                        "shrinkB": 0,
+                    },
+                )
+                axis.plot(x, plain, look["marker"], color=look["color"], ms=5,
+                          label=look["label"] if budget == budgets[0] else None)  # fmt: skip
+        axis.set_title(measures[measure], fontsize=10)
+        axis.set_ylim(0, 1.1 * means.loc[measure].max(axis=None))
+    _legend(figure, axes[0])
+    return figure
+
+
+def paths(table: pd.DataFrame, tally: pd.DataFrame, quantity: str, note: str = "") -> Figure:
+    """What the last training logged of each group, epoch by epoch; a panel a remedy.
+
+    Thick lines are means over seeds, thin ones single seeds.
+
+    Args:
+        table: of ``paths`` in :mod:`relufair.mitigation`, one method and budget.
+        tally: of the same runs.
+        quantity: ``multiplier``, ``violation``, ``loss`` or ``weight``.
+        note: to stand below.
+    """
+    own, looks = table[table["quantity"] == quantity], styles(tally, every=True)
+    cures = own["remedy"].unique()
+    rows = -(-len(cures) // 3)
+    figure, grid = _figure(min(len(cures), 3), note, height=2.6, rows=rows, sharey=False)
+    for axis in grid.flat[len(cures) :]:
+        axis.set_visible(False)
+    for axis, cure in zip(grid.flat, cures, strict=False):
+        for group, look in looks.items():
+            part = own[(own["remedy"] == cure) & (own["group"] == group)]
+            by_seed = part.pivot_table("value", "epoch", "seed")
+            axis.plot(by_seed, color=look["color"], lw=0.6, alpha=0.5)
+            axis.plot(by_seed.mean(axis=1), color=look["color"], lw=2, label=look["label"])
+        axis.set_title(named(cure), fontsize=9)
+        axis.set(xlabel="epoch", ylabel=quantity, ylim=(0, None))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    _legend(figure, grid[0, 0])
+    return figure
+
+
+def tradeoff(table: pd.DataFrame, note: str = "", joined: bool = False) -> Figure:
+    """Worst group against everyone, a point a remedy, a panel a budget, with 95 % intervals.
+
+    Args:
+        table: a tally with one method and several remedies.
+        note: to stand below.
+        joined: join the remedies by a line, in their order; otherwise the Pareto front is drawn,
+            those that no other beats in both.
+    """
+    own = table.assign(method=table["remedy"])
+    budgets = sorted(set(own["budget"]) - {1.0}, reverse=True)
+    figure, (axes,) = _figure(len(budgets), note, height=4.2)
+    keys = ["method", "budget"]
+    mean = groups.by_group(own).query("measure == 'accuracy' and group == @groups.ALL")
+    worst = groups.disparity(own).query("measure == 'worst_accuracy'")
+    both = mean.merge(worst, on=keys, suffixes=("", "_worst"))
+    palette = sns.color_palette("colorblind", own["method"].nunique())
+    for axis, budget in zip(axes, budgets, strict=True):
+        here = both[both["budget"] == budget].reset_index(drop=True)
+        x, y = here["value"], here["value_worst"]
+        front = here.index if joined else pareto(x.to_numpy(), y.to_numpy())
+        axis.plot(x[front], y[front], "-", color="0.6", lw=1, zorder=1)
+        for i, row in here.iterrows():
+            low = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
+            high = [
+                [row["value_worst"] - row["low_worst"]],
+                [row["high_worst"] - row["value_worst"]],
+            ]
+            axis.errorbar(
+                row["value"], row["value_worst"], np.clip(high, 0, None), np.clip(low, 0, None),
+                fmt=MARKERS[i % len(MARKERS)], color=palette[i], elinewidth=0.6, ms=7,
+                label=named(row["method"]),
+            )  # fmt: skip
+        axis.set(xlabel="accuracy on everyone (%)", ylabel="accuracy of the worst group (%)")
+        axis.set_title(f"{percent(budget)} of the ReLUs", fontsize=10)
+    _legend(figure, axes[0], columns=4)
+    return figure
+
+
+def pareto(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Places of the points that no other beats in one coordinate and matches in the other, by x.
+
+    >>> pareto(np.array([1, 2, 3, 1]), np.array([3, 2, 1, 1])).tolist()
+    [0, 1, 2]
+    """
+    no_worse = (x[:, None] >= x) & (y[:, None] >= y)
+    better = (x[:, None] > x) | (y[:, None] > y)
+    on = np.flatnonzero(~(no_worse & better).any(0))
+    return on[np.argsort(x[on], kind="stable")]
+
+
+def gains(table: pd.DataFrame, note: str = "") -> Figure:
+    """What each remedy wins over none for the worst group and costs everyone; a panel a budget.
+
+    Args:
+        table: a tally with one method and several remedies, ``plain`` left out.
+        note: to stand below.
+    """
+    own = table.assign(method=table["remedy"])
+    budgets = sorted(set(own["budget"]) - {1.0}, reverse=True)
+    worst = groups.disparity(own).query("measure == 'worst_gain'")
+    every = groups.by_group(own).query("measure == 'drop_points' and group == @groups.ALL")
+    flipped = {"value": -every["value"], "low": -every["high"], "high": -every["low"]}
+    panels = {"worst group": worst, "everyone": every.assign(**flipped)}
+    order = worst[worst["budget"] == budgets[-1]].sort_values("value")["method"].tolist()
+    figure, grid = _figure(len(budgets), note, height=0.9 + 0.32 * len(order))
+    palette = sns.color_palette("colorblind", 2)
+    for axis, budget in zip(grid[0], budgets, strict=True):
+        for i, (name, rows) in enumerate(panels.items()):
+            line = rows[rows["budget"] == budget].set_index("method").loc[order]
+            y = np.arange(len(order)) + 0.15 - 0.3 * i
+            axis.errorbar(line["value"], y, xerr=_errors(line), fmt=MARKERS[i], color=palette[i],
+                          capsize=2, label=name)  # fmt: skip
+        axis.axvline(0, color="0.2", lw=0.8)
+        axis.set_yticks(range(len(order)), [named(cure) for cure in order])
+        axis.set(xlabel="gain over no remedy (points)")
+        axis.set_title(f"{percent(budget)} of the ReLUs", fontsize=10)
+    for axis in grid[0, 1:]:
+        axis.tick_params(labelleft=False)
+    _legend(figure, grid[0, 0])
     return figure
 
 
@@ -398,14 +559,54 @@ def geometry_by_group(
             values = rows.loc[rows["group"] == group, "value"]
             axis.bar(i, values.mean(), color=look["color"], alpha=0.8)
             axis.plot([i] * len(values), values, look["marker"], color="0.2", ms=4)
-        labels = [
-            f"{g}\n{row.train_n:,}" for g, row in groups.sizes(tally).loc[list(looks)].iterrows()
-        ]
-        axis.set_xticks(range(len(looks)), labels, fontsize=7, rotation=0 if len(looks) < 6 else 60)
-        axis.set_title(WORDS[measure], fontsize=10)
-        axis.grid(axis="x", visible=False)
+        _name_groups(axis, groups.sizes(tally).loc[list(looks), "train_n"])
+        images = rows.groupby(["seed", "group"])["n"].first().groupby("seed").sum().mean()
+        axis.set_title(f"{WORDS[measure]}\non {images:,.0f} {split} images", fontsize=10)
     axes[0].set_xlabel("group, with its training images")
     return figure
+
+
+def _name_groups(axis: Axes, sizes: pd.Series) -> None:
+    """Groups and their images under the bars, slanted where there are many."""
+    labels = [f"{group}\n{n:,.0f}" for group, n in sizes.items()]
+    axis.set_xticks(range(len(labels)), labels, fontsize=7, rotation=0 if len(labels) < 6 else 60)
+    axis.grid(axis="x", visible=False)
+
+
+def account_by_group(table: pd.DataFrame, note: str = "") -> Figure:
+    """Each group's excess loss, shared out by part and by stage: bars that add up, means over seeds.
+
+    Args:
+        table: of :func:`relufair.explain.account`.
+        note: under the figure.
+    """
+    figure, (axes,) = _figure(2, note, height=4)
+    table = table.assign(stage=table["layer"].str.partition(".")[0])
+    whole = table.groupby(["group", "seed"], sort=False)[["n", "excess"]].first()
+    whole = (
+        whole.groupby("group", sort=False).mean().sort_values("n", ascending=False, kind="stable")
+    )
+    for axis, kind in zip(axes, ("part", "stage"), strict=True):
+        sums = table.pivot_table("value", ["group", "seed"], kind, "sum", sort=False)
+        _stack(axis, sums.groupby("group").mean().loc[whole.index])
+        axis.plot(whole["excess"].to_numpy(), "kD", ms=4, label="excess loss")
+        axis.axhline(0, color="0.2", lw=0.8)
+        _name_groups(axis, whole["n"])
+        axis.set_title(f"by {kind}", fontsize=10)
+        axis.legend(fontsize=7, frameon=False, ncols=2)
+    axes[0].set(xlabel="group, with its images", ylabel="excess training loss")
+    return figure
+
+
+def _stack(axis: Axes, shares: pd.DataFrame) -> None:
+    """A bar a row, a colour a column: gains upwards from zero, losses downwards."""
+    ends = {1: np.zeros(len(shares)), -1: np.zeros(len(shares))}
+    palette = sns.color_palette("colorblind", shares.shape[1])
+    for (name, values), color in zip(shares.items(), palette, strict=True):
+        start = np.where(values > 0, ends[1], ends[-1])
+        axis.bar(range(len(shares)), values, 0.7, start, color=color, edgecolor="w", label=name)
+        for sign, end in ends.items():
+            end += np.where(np.sign(values) == sign, values, 0)
 
 
 def weight_change(table: pd.DataFrame, note: str = "") -> Figure:
@@ -446,4 +647,106 @@ def accuracy_against(
         if measure.endswith("gradient"):
             axis.set_xscale("log")
     _legend(figure, axes[0])
+    return figure
+
+
+# The tables of :mod:`relufair.audit` ----------------------------------------------------------------
+
+RUNGS = [
+    ("1", "detached"), ("1", "live"), ("1/C", "none"), ("1/C", "detached"), ("1/C", "live"),
+]  # fmt: skip
+
+
+def penalties(table: pd.DataFrame, note: str = "") -> Figure:
+    """What penalty and weight of the distillation change, with 95 % intervals; a marker a budget.
+
+    Zero is the same network without a penalty and with the whole distillation.
+
+    Args:
+        table: of ``Audit.penalties``, one method.
+        note: to stand below.
+    """
+    (large, small), sizes = groups.extremes(table), groups.sizes(table)
+    titles = {
+        group: f"{which}: {group}\n({sizes.train_n[group]:,} train, {sizes.n[group]:,} test)"
+        for which, group in (("smallest", small), ("largest", large))
+    } | {groups.ALL: f"everyone\n({sizes.train_n.sum():,} train, {sizes.n.sum():,} test)"}
+    figure, (axes,) = _figure(len(titles), note, height=3.2)
+    budgets = sorted(table["budget"].unique(), reverse=True)
+    looks = list(zip(budgets, sns.color_palette("colorblind"), MARKERS, strict=False))
+    for height, (weight, penalty) in enumerate(reversed(RUNGS)):
+        own = table[(table["distillation"] == weight) & (table["penalty"] == penalty)]
+        drops = groups.by_group(own).query("measure == 'drop_points'")
+        for i, (budget, color, marker) in enumerate(looks):
+            rows = drops[drops["budget"] == budget].set_index("group")
+            y = height + 0.6 * ((len(looks) - 1) / 2 - i) / len(looks)
+            label = f"{percent(budget)} of the ReLUs" if not height else None
+            for axis, group in zip(axes, titles, strict=True):
+                row = rows.loc[[group]]
+                axis.errorbar(-row["value"], [y], xerr=_errors(row)[::-1], fmt=marker, color=color,
+                              capsize=2, ms=5, label=label)  # fmt: skip
+    names = [f"{penalty}, distillation × {weight}" for weight, penalty in reversed(RUNGS)]
+    for axis, title in zip(axes, titles.values(), strict=True):
+        axis.sharex(axes[0])
+        axis.axvline(0, color="0.2", lw=0.8)
+        axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
+        axis.set_xlabel("change (points)")
+        axis.set_title(title, fontsize=9)
+    _legend(figure, axes[0], columns=len(looks))
+    return figure
+
+
+def leakage(table: pd.DataFrame, tally: pd.DataFrame, note: str = "") -> Figure:
+    """Accuracy on the own test set, on another split's, and on those of it that were trained on.
+
+    Args:
+        table: of ``Audit.leakage``, one method.
+        tally: of the same runs.
+        note: to stand below.
+    """
+    words = {"own": "own test set", "other": "another split's", "seen": "of these, trained on"}
+    budgets, looks = [1.0, table["budget"].min()], styles(tally)
+    figure, (axes,) = _figure(len(budgets), note)
+    sums = table.groupby(["budget", "group", "images"])[["n", "correct"]].sum()
+    for axis, budget in zip(axes, budgets, strict=True):
+        for i, (group, look) in enumerate(looks.items()):
+            own = sums.loc[budget, group].loc[list(words)]
+            x = np.arange(len(words)) + (i - (len(looks) - 1) / 2) * 0.8 / len(looks)
+            height = 100 * own["correct"] / own["n"].where(own["n"] > 0)
+            bars = axis.bar(x, height, 0.75 / len(looks), color=look["color"], label=look["label"])
+            axis.bar_label(bars, [f"n = {n:,}" for n in own["n"]], fontsize=6, padding=2)
+        axis.set_xticks(range(len(words)), words.values(), fontsize=8)
+        axis.set(ylabel="accuracy (%)", ylim=(0, 110), yticks=range(0, 101, 20))
+        axis.set_title(
+            "all ReLUs" if budget == 1 else f"{percent(budget)} of the ReLUs", fontsize=10
+        )
+        axis.grid(axis="x", visible=False)
+    _legend(figure, axes[0])
+    return figure
+
+
+def thinning(table: pd.DataFrame, note: str = "") -> Figure:
+    """Gradient norm and eigenvalue of the largest class by how many of its images are left.
+
+    Faint points are draws and seeds, lines their means; stars are the smallest class.
+
+    Args:
+        table: of ``Audit.thinning``.
+        note: to stand below.
+    """
+    figure, (axes,) = _figure(2, note)
+    colors = dict(zip(("exact", "released"), sns.color_palette("colorblind"), strict=False))
+    for axis, measure in zip(axes, ("gradient", "eigenvalue"), strict=True):
+        for (way, color), marker in zip(colors.items(), MARKERS, strict=False):
+            own = table[(table["measure"] == measure) & (table["way"] == way)]
+            few, small = own[own["class"] == "largest"], own[own["class"] == "smallest"]
+            axis.plot(few["n"], few["value"], marker, color=color, ms=3, alpha=0.35)
+            mean = few.groupby("n")["value"].mean()
+            axis.plot(mean.index, mean, marker + "-", color=color, label=f"largest class, {way}")
+            axis.plot(small["n"].mean(), small["value"].mean(), "*", color=color, ms=11, mec="0.2",
+                      mew=0.6, ls="", label=f"smallest class, {way}")  # fmt: skip
+        axis.set(xscale="log", yscale="log", xlabel="images of the class", ylabel=WORDS[measure])
+        axis.set_xticks(mean.index, mean.index)
+        axis.minorticks_off()
+    _legend(figure, axes[0], columns=4)
     return figure

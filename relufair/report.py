@@ -6,8 +6,10 @@ Published tables lie in ``data/results``, one tally a file (columns in :mod:`rel
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -93,6 +95,9 @@ def verdict(table: pd.DataFrame, budget: float | None = None, method: str | None
     drops = groups.by_group(table).query("measure == 'relative_drop' and budget == @budget")
     drops = drops.set_index("group")
     excess = groups.disparity(table).query("measure == 'excess' and budget == @budget").iloc[0]
+    if never := [g for g in (small, large) if np.isnan(drops.loc[g, "value"])]:
+        names = " and ".join(f"*{group}*" for group in never)
+        return f"**No relative drop can be given:** with all ReLUs, {names} is never right."
     if excess["low"] > 0:
         answer = "**The smallest group falls further than the largest.**"
     elif excess["high"] < 0:
@@ -105,6 +110,118 @@ def verdict(table: pd.DataFrame, budget: float | None = None, method: str | None
         f"{_with_interval(drops.loc[large])} %. The difference is {_with_interval(excess)} points "
         f"(95 % intervals, {_seeds(excess['seeds'])})."
     )
+
+
+def helped(table: pd.DataFrame) -> str:
+    """What each remedy does at the lowest budget of each method, in words: Markdown, a line each.
+
+    Args:
+        table: a tally whose base is the network without a remedy.
+    """
+    own = groups.by_remedy(table)
+    large, small = groups.extremes(own)
+    change = groups.by_group(own).query("measure == 'drop_points'")
+    spread = groups.disparity(own)
+    lines = []
+    for method in own["method"].unique():
+        budget = own.loc[own["method"] == method, "budget"].min()
+        if budget == 1:
+            continue
+        here = change.query("method == @method and budget == @budget").set_index("group")
+        gap = spread.query("method == @method and budget == @budget").set_index("measure")
+        said = [
+            f"*{group}* ({which}) {_moved(-here.loc[group, ['value', 'high', 'low']])}"
+            for group, which in ((small, "smallest group"), (large, "largest group"))
+        ]
+        said.append(f"everyone {_moved(-here.loc[groups.ALL, ['value', 'high', 'low']])}")
+        wider = gap.loc["gap_growth", ["value", "low", "high"]]
+        said.append(f"the gap between best and worst group {_moved(wider, ('grows', 'shrinks'))}")
+        seeds = _seeds(own.loc[own["method"] == method, "seed"].nunique())
+        lines.append(f"- {plots.named(method)}, {percent(budget)} of the ReLUs: "
+                     + "; ".join(said) + f" ({seeds}).")  # fmt: skip
+    return "\n".join(lines)
+
+
+def effects(table: pd.DataFrame) -> pd.DataFrame:
+    """For people: accuracies with each remedy, and gains over none in points, with 95 % intervals."""
+    own = groups.by_remedy(table[table["budget"] < 1])
+    large, small = groups.extremes(own)
+    change, spread = groups.by_group(own), groups.disparity(own)
+    gain = change["measure"] == "drop_points"
+    flipped = {"value": -change["value"], "low": -change["high"], "high": -change["low"]}
+    gains = change.assign(**flipped)[gain]
+    parts = {
+        "everyone (%)": change[(change["measure"] == "accuracy") & (change["group"] == groups.ALL)],
+        "worst group (%)": spread[spread["measure"] == "worst_accuracy"],
+        f"gain: {small} (smallest)": gains[gains["group"] == small],
+        f"gain: {large} (largest)": gains[gains["group"] == large],
+        "gain: everyone": gains[gains["group"] == groups.ALL],
+        "growth of the gap": spread[spread["measure"] == "gap_growth"],
+    }
+    keys = ["method", "budget"]
+    found = {
+        name: part.set_index(keys).apply(_with_interval, axis=1) for name, part in parts.items()
+    }
+    wide = pd.DataFrame(found).reindex(own.set_index(keys).index.unique()).reset_index()
+    wide["budget"], wide["method"] = wide["budget"].map(percent), wide["method"].map(plots.named)
+    wide = wide.rename(columns={"method": "method, remedy", "budget": "ReLUs kept"})
+    return wide.set_index(["method, remedy", "ReLUs kept"])
+
+
+def ranks(table: pd.DataFrame) -> pd.DataFrame:
+    """For people: :func:`relufair.groups.signed_ranks`."""
+    own = groups.signed_ranks(table).query("budget < 1")
+    few = f"none below {groups.ENOUGH} seeds"
+    own["p"] = [few if s < groups.ENOUGH else f"{p:.3f}" for s, p in zip(own["seeds"], own["p"],
+                strict=True)]  # fmt: skip
+    own["gain"] = own["gain"].map(lambda gain: f"{gain + 0.0:.1f}".replace("-", "−"))
+    own[["method", "budget"]] = pd.DataFrame(
+        {"method": own["method"].map(plots.named), "budget": own["budget"].map(percent)}
+    )
+    names = {"budget": "ReLUs kept", "gain": "gain (points)", "better": "seeds that gain",
+             "p": "signed-rank test, p"}  # fmt: skip
+    return own.rename(columns=names).set_index(["method", "ReLUs kept", "group"])
+
+
+def tuning(table: pd.DataFrame) -> pd.DataFrame:
+    """For people: the grid of :class:`relufair.mitigation.Comparison`; a mark is the chosen."""
+    own = table.assign(
+        remedy=table["remedy"].map(plots.named),
+        strength=table["strength"].map("{:g}".format),
+        worst=table["worst"].map("{:.1f}".format),
+        accuracy=table["accuracy"].map("{:.1f}".format),
+        chosen=table["chosen"].map({True: "✓", False: ""}),
+    )
+    names = {"worst": "worst group (%)", "accuracy": "everyone (%)"}
+    return own.rename(columns=names).set_index(["remedy", "strength"])
+
+
+def costs(table: pd.DataFrame) -> pd.DataFrame:
+    """For people: the times of :class:`relufair.mitigation.Comparison`."""
+    return (
+        table.set_axis(table.index.map(plots.named)).round(2).rename(columns={"epoch": "× plain"})
+    )
+
+
+def lagging(table: pd.DataFrame) -> pd.DataFrame:
+    """For people: the two losses of :class:`relufair.mitigation.Ablation`, averaged over seeds."""
+    keys = ["method", "remedy", "budget", "group"]
+    own = table.groupby(keys, sort=False)[["own", "whole"]].mean().round(3).reset_index()
+    own["remedy"], own["budget"] = own["remedy"].map(plots.named), own["budget"].map(percent)
+    own["method"] = own["method"].map(plots.named)
+    names = {"own": "loss in the epoch's own batches", "whole": "loss in a pass after it",
+             "budget": "ReLUs kept"}  # fmt: skip
+    return own.rename(columns=names).set_index(["method", "remedy", "ReLUs kept", "group"])
+
+
+def _moved(change: pd.Series, words: tuple[str, str] = ("gains", "loses")) -> str:
+    """A change in points with its interval (value, low, high), and what it amounts to."""
+    value, low, high = change
+    row = pd.Series({"value": value, "low": low, "high": high})
+    if low > 0 or high < 0:
+        word = words[0] if low > 0 else words[1]
+        return f"**{word}**: {_with_interval(row)} points"
+    return f"neither clearly {words[0]} nor {words[1]}: {_with_interval(row)} points"
 
 
 def _with_interval(row: pd.Series, digits: int = 1) -> str:
@@ -136,6 +253,66 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
     return wide.set_index(["method", "ReLUs kept", "group"])
 
 
+# DeepReDuce's criticality --------------------------------------------------------------------------
+
+
+def criticality(table: pd.DataFrame) -> pd.DataFrame:
+    """For people: what each stage's ReLUs are worth, a row a stage; means and ranges over seeds.
+
+    Args:
+        table: of :meth:`relufair.study.AccuracyDrops.criticality`.
+    """
+    stages = table.groupby("stage")
+    turns = stages["criticality"].mean().rank(method="first")
+    shown = pd.DataFrame(
+        {
+            "ReLUs": stages["relus"].first(),
+            "validation accuracy (%)": stages["accuracy"].agg(lambda a: _range(100 * a)),
+            "criticality": stages["criticality"].agg(lambda c: _range(c, 2)),
+            "culled by criticality": ["—" if np.isnan(turn) else f"{turn:.0f}." for turn in turns],
+            "culled by count": stages["culled_at"].first().map(_at),
+        }
+    )
+    linear = _range(100 * table.groupby("seed")["linear"].first())
+    shown.loc["none"] = [0, linear, "", "", ""]
+    return shown.rename_axis(
+        index="ReLUs of stage", columns=f"n = {_seeds(table['seed'].nunique())}"
+    )
+
+
+def _range(values: pd.Series, digits: int = 1) -> str:
+    """Mean, lowest and highest; a dash where there is none."""
+    if values.isna().all():
+        return "—"
+    ends = {"value": values.mean(), "low": values.min(), "high": values.max()}
+    return _with_interval(pd.Series(ends), digits)
+
+
+def _at(budgets: Sequence[float]) -> str:
+    return f"at {', '.join(map(percent, budgets))}" if len(budgets) else "never"
+
+
+def least_critical(table: pd.DataFrame) -> str:
+    """Which stage criticality would cull first, and in which seeds nothing says so: Markdown."""
+    by_seed = table.pivot(index="seed", columns="stage", values="criticality")
+    known = by_seed.dropna()
+    said = []
+    if len(known):
+        first = known.mean().idxmin()
+        agree = (known.idxmin(axis=1) == first).sum()
+        said += [
+            f"By its mean criticality stage {first} would be culled first, and it has the lowest in "
+            f"{agree} of {_seeds(len(known))}."
+        ]
+    if silent := sorted(set(by_seed.index) - set(known.index)):
+        said += [
+            f"In {len(silent)} of {_seeds(len(by_seed))} ({', '.join(map(str, silent))}) no stage's "
+            "ReLUs bring anything over the linear network on the validation set: there criticality "
+            "says nothing."
+        ]
+    return " ".join(said)
+
+
 def results_folder() -> Path:
     """Where the published tables lie."""
     return project_root() / "data" / "results"
@@ -155,21 +332,25 @@ def published(name: str) -> pd.DataFrame:
 
 
 def save_headline(path: Path) -> None:
-    """Draw the figure of the landing page, what each race group of UTKFace loses, into ``path``."""
-    table = published("utkface-race-laptop")
+    """Draw the figure of the landing page, what each race group of UTKFace loses by SNL."""
+    table = published("utkface-race-laptop").query("method == 'snl'")
     plots.drops(table, provenance(table)).savefig(path, dpi=160)
 
 
 def compare(table: pd.DataFrame) -> str:
     """How ``table`` compares with the published run of the same parameters, in a sentence."""
-    for path in sorted(results_folder().glob("*.csv")):
-        theirs = pd.read_csv(path)
-        if set(theirs["study"]) & set(table["study"]):
-            return _compare(table, theirs, path.stem)
-    return "There is no published run with these parameters to compare with."
+    tables = {path.stem: pd.read_csv(path) for path in sorted(results_folder().glob("*.csv"))}
+    own = set(table["study"])
+    found = {name: own & set(theirs["study"]) for name, theirs in tables.items()}
+    # The one that has most of it, and of these the one that has least besides.
+    name = max(found, key=lambda n: (len(found[n]), -tables[n]["study"].nunique()), default=None)
+    if name is None or not found[name]:
+        return "There is no published run with these parameters to compare with."
+    return _compare(table, tables[name], name)
 
 
 def _compare(ours: pd.DataFrame, theirs: pd.DataFrame, name: str) -> str:
+    ours, theirs = groups.by_remedy(ours), groups.by_remedy(theirs)
     pair = [
         groups.by_group(t[t["study"].isin(set(ours["study"]) & set(theirs["study"]))])
         .query("measure == 'accuracy'")
@@ -229,19 +410,103 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     return wide.rename_axis(index=None, columns=about)
 
 
+def directions(table: pd.DataFrame, tally: pd.DataFrame) -> str:
+    """Does what the paper's Fig. 3, 4 and 8 show appear here? Markdown, a line each, with numbers.
+
+    Args:
+        table: the long table; its first method counts.
+        tally: of the same runs.
+    """
+    method = table["method"].iloc[0]
+    tally = tally[tally["method"] == method]
+    own = table[(table["method"] == method) & (table["split"] == "train")]
+    large, small = groups.extremes(tally)
+    budgets = sorted(set(tally["budget"]) - {1.0})
+    keys = ["budget", "group"]
+    by_seed = own.pivot_table("value", "seed", ["measure", *keys])
+    right = tally.set_index(["seed", *keys])["correct"] / tally.set_index(["seed", *keys])["n"]
+    right = right.unstack(keys)
+    norm, top, moved = by_seed["gradient"], by_seed["eigenvalue"], by_seed["change"]
+    lowest, highest = budgets[0], budgets[-1]
+    few, most = percent(lowest), percent(highest)
+    with_accuracy = {
+        name: by_seed[name][lowest].corrwith(right[lowest], axis=1, method="spearman")
+        for name in ("gradient", "refined")
+    }
+    everyone = moved.columns.get_level_values("group")[0]
+    claims = {
+        f"Fig. 3, gradient norms are higher for small groups (with {few} of the ReLUs)":
+            (norm[lowest, small], norm[lowest, large], f"*{small}*", f"*{large}*"),
+        "Fig. 3, they fall as more ReLUs stay (smallest group)":
+            (norm[lowest, small], norm[highest, small], f"with {few}", f"with {most}"),
+        "Fig. 3, they are higher than with all ReLUs (smallest group)":
+            (norm[lowest, small], norm[1.0, small], f"with {few}", "with 100 %"),
+        "Fig. 4, the largest eigenvalue of the network with all ReLUs is higher for small groups":
+            (top[1.0, small], top[1.0, large], f"*{small}*", f"*{large}*"),
+        "Fig. 8, the fewer ReLUs, the farther the weights from the teacher's":
+            (moved[lowest, everyone], moved[highest, everyone], f"with {few}", f"with {most}"),
+        "Fig. 8, accuracy falls with the gradient norm (rank correlation over groups)":
+            (-with_accuracy["gradient"], 0 * norm[lowest, small], None, None),
+        "Fig. 8, accuracy rises with the distance to the boundary (rank correlation)":
+            (with_accuracy["refined"], 0 * norm[lowest, small], None, None),
+    }  # fmt: skip
+    return "\n".join(f"- {claim}: {_directed(*found)}." for claim, found in claims.items())
+
+
+def _directed(more: pd.Series, less: pd.Series, one: str | None, other: str | None) -> str:
+    """Whether ``more`` exceeds ``less`` (by seed), in words, with their means."""
+    holds = int((more > less).sum())
+    said = {len(more): "**as in the paper**", 0: "**not as in the paper**"}.get(
+        holds, "**unclear**"
+    )
+    if one is None:
+        return f"{said}, {more.mean():.2f} in this direction ({holds} of {len(more)} seeds)"
+    return (
+        f"{said}, {more.mean():.3g} ({one}) against {less.mean():.3g} ({other}) in {holds} of "
+        f"{len(more)} seeds"
+    )
+
+
 def bounds(table: pd.DataFrame) -> pd.DataFrame:
     """For people: :func:`relufair.explain.bounds`, with the factor by which the bound exceeds."""
     own = table.reset_index()
     own = own.sort_values(["budget", "group"], ascending=[False, True], kind="stable")
     own["factor"] = [
-        f"{bound / excess:,.0f}" if excess > 0 else "no loss"
+        _three_digits(bound / excess) if excess > 0 else "no loss"
         for bound, excess in zip(own["bound"], own["excess loss"], strict=True)
     ]
     own["budget"] = own["budget"].map(percent)
     own["holds"] = own["holds"].map(lambda share: f"{share:.0%} of seeds")
     numbers = ["excess loss", "gradient term", "curvature term", "bound"]
-    own[numbers] = own[numbers].map(lambda x: f"{x:.3g}".replace("-", "−"))
+    own[numbers] = own[numbers].map(_three_digits)
     return own.rename(columns={"budget": "ReLUs kept"}).set_index(["ReLUs kept", "group"])
+
+
+def account(table: pd.DataFrame) -> pd.DataFrame:
+    """For people: :func:`relufair.explain.account`, a row a group, means over seeds.
+
+    Its last column is by how much the sum differs from the excess loss, at most over seeds.
+    """
+    keys = ["group", "seed"]
+    parts = table.pivot_table("value", keys, "part", "sum", sort=False)
+    first = table.groupby(keys, sort=False)[["n", "excess"]].first()
+    wide = parts.assign(sum=parts.sum(axis=1), excess=first["excess"])
+    error = (wide["sum"] - wide["excess"]).abs().groupby("group", sort=False).max()
+    mean = wide.groupby("group", sort=False).mean().rename(columns={"excess": "excess loss"})
+    shown = mean.assign(error=error).map(_three_digits).rename_axis(columns=None)
+    shown.insert(0, "images", first["n"].groupby("group").mean().round().astype(int))
+    return shown.rename(columns={"error": "largest error"})
+
+
+def _three_digits(value: float) -> str:
+    """A number with three digits that count, without an exponent.
+
+    >>> _three_digits(1234.5), _three_digits(-0.0012345)
+    ('1,230', '−0.00123')
+    """
+    value = float(f"{value:.3g}")
+    text = f"{value:,.0f}" if abs(value) >= 100 else np.format_float_positional(value, trim="-")
+    return text.replace("-", "−")
 
 
 def halves(table: pd.DataFrame) -> pd.DataFrame:
@@ -265,3 +530,171 @@ def both_ways(tally: pd.DataFrame, rotated: pd.DataFrame | None) -> str:
         return "This data set has no halves of classes that could change places."
     first, second = verdict(halves(tally)), verdict(halves(rotated))
     return f"As in the paper: {first}\n\nHalves changed: {second}"
+
+
+# The tables of :mod:`relufair.audit` ----------------------------------------------------------------
+
+
+def penalties(table: pd.DataFrame) -> pd.DataFrame:
+    """For people: accuracies with each penalty and weight of the distillation, 95 % intervals.
+
+    Args:
+        table: of ``Audit.penalties``, one method.
+    """
+    keys, (_, small) = ["budget", "distillation", "penalty"], groups.extremes(table)
+    # Bases differ; without them the same networks get the same intervals.
+    alone = table.assign(base=table["correct"], both=table["correct"])
+    alone = alone.sort_values("budget", ascending=False, kind="stable")
+    rows = []
+    for key, own in alone.groupby(keys, sort=False):
+        accuracy = groups.by_group(own).query("measure == 'accuracy'").set_index("group")
+        worst = groups.disparity(own).query("measure == 'worst_accuracy'").iloc[0]
+        cells = {
+            "worst group": worst, f"smallest group ({small})": accuracy.loc[small],
+            "everyone": accuracy.loc[groups.ALL],
+        }  # fmt: skip
+        texts = {name: _with_interval(row) for name, row in cells.items()}
+        rows.append(dict(zip(keys, key, strict=True)) | texts)
+    found = pd.DataFrame(rows).set_index(keys).rename(index=percent, level="budget")
+    names = ["ReLUs kept", "distillation ×", "penalty"]
+    return found.rename_axis(
+        index=names, columns=f"accuracy (%), {_seeds(table['seed'].nunique())}"
+    )
+
+
+def penalties_said(table: pd.DataFrame, twins: pd.DataFrame) -> str:
+    """Which networks are the same, and what the code's mitigation changes, in words: Markdown.
+
+    Args:
+        table: of ``Audit.penalties``, one method.
+        twins: of ``Audit.twins``.
+    """
+    counts = twins.groupby("penalty")["same"].agg(["sum", "size"])
+    budget, (_, small) = table["budget"].min(), groups.extremes(table)
+    lines = [
+        f"**{counts.loc['detached', 'sum']} of {counts.loc['detached', 'size']} networks trained "
+        "with the detached penalty are, bit for bit, those trained without it.** With the live one "
+        f"it is {counts.loc['live', 'sum']} of {counts.loc['live', 'size']}.",
+        f"With {percent(budget)} of the ReLUs, against no penalty and the whole distillation "
+        f"(95 % intervals, {_seeds(table['seed'].nunique())}):",
+    ]
+    named = {
+        ("1/C", "detached"): "as released, detached and with the distillation over C",
+        ("1", "live"): "live, with the whole distillation",
+        ("1/C", "live"): "live, with the distillation over C",
+    }
+    for (weight, penalty), name in named.items():
+        own = table[(table["distillation"] == weight) & (table["penalty"] == penalty)]
+        drops = groups.by_group(own[own["budget"] == budget]).query("measure == 'drop_points'")
+        change = {g: _turned(row) for g, row in drops.set_index("group").iterrows()}
+        lines.append(
+            f"- {name}: {change[small]} points for *{small}*, {change[groups.ALL]} for everyone"
+        )
+    return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:])
+
+
+def _turned(row: pd.Series) -> str:
+    """A drop with its interval, said as a gain."""
+    return _with_interval(
+        pd.Series({"value": -row["value"], "low": -row["high"], "high": -row["low"]})
+    )
+
+
+def selections(table: pd.DataFrame) -> pd.DataFrame:
+    """For people: test accuracy by group after the epoch that each rule chooses, over seeds.
+
+    Args:
+        table: of :func:`relufair.audit.chosen`.
+    """
+    own = table.assign(accuracy=100 * table["correct"] / table["n"])
+    keys = ["method", "budget", "rule"]
+    wide = own.pivot_table("accuracy", keys, "group", sort=False).round(1)
+    epochs = own.drop_duplicates([*keys, "seed"]).groupby(keys, sort=False)["epoch"]
+    wide.insert(0, "epochs", epochs.agg(lambda e: ", ".join(map(str, e))))
+    rules = {"last": "last epoch", "validation": "best on validation", "test": "best on test"}
+    for level, words in (("method", plots.named), ("budget", percent), ("rule", rules)):
+        wide = wide.rename(index=words, level=level)
+    return wide.rename_axis(index=["method", "ReLUs kept", "chosen"], columns="accuracy (%)")
+
+
+def selections_said(table: pd.DataFrame) -> str:
+    """By how much choosing the epoch on test flatters each group: Markdown."""
+    own = table.assign(gain=100 * (table["correct"] - table["last"]) / table["n"])
+    gains = own.pivot_table("gain", "group", "rule", sort=False)
+    networks = len(own.drop_duplicates(["method", "seed", "budget"]))
+
+    def listed(rule: str) -> str:
+        each = [f"{_points(gains.loc[g, rule])} for *{g}*" for g in gains.index if g != groups.ALL]
+        return ", ".join([*each, f"{_points(gains.loc[groups.ALL, rule])} for everyone"])
+
+    return (
+        f"Over {networks} networks, the epoch chosen on **test** stands above the last one by, on "
+        f"average and in points, {listed('test')}. The epoch chosen on **validation**: "
+        f"{listed('validation')}."
+    )
+
+
+def _points(value: float) -> str:
+    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "−")
+
+
+def leakage_said(table: pd.DataFrame) -> str:
+    """How many images leak from training, and by how much that flatters each group: Markdown.
+
+    Args:
+        table: of ``Audit.leakage``, one method.
+    """
+    sums = table.groupby(["budget", "group", "images"], sort=False)[["n", "correct"]].sum()
+    sums = sums.unstack("images")
+    if not sums["n"]["seen"].any():
+        return "No image leaks here: the data set has one official test set for all seeds."
+    shares = (100 * sums["n"]["seen"] / sums["n"]["other"]).loc[1.0]
+    leaks = ", ".join(f"{share:.0f} % of *{group}*" for group, share in shares.items())
+    said = f"Of the other split's test images, the networks were trained on {leaks}."
+    for budget in (1.0, table["budget"].min()):
+        own = sums.loc[budget]
+        own = pd.concat([own, own.sum().to_frame("everyone").T])
+        accuracy = 100 * own["correct"] / own["n"]
+        flattery = accuracy["other"] - accuracy["own"]
+        each = ", ".join(f"{_points(points)} for *{group}*" for group, points in flattery.items())
+        name = "all ReLUs" if budget == 1 else f"{percent(budget)} of the ReLUs"
+        said += f"\n\nWith {name}, that test set moves the accuracy by, in points, {each}."
+    return said
+
+
+def thinning_said(table: pd.DataFrame) -> str:
+    """How far gradient and curvature depend on the number of images alone: Markdown."""
+    lines = []
+    for measure, name in {"gradient": "Gradient norm", "eigenvalue": "Largest eigenvalue"}.items():
+        own = table[table["measure"] == measure]
+        means = own.groupby(["class", "n", "way"])["value"].mean().unstack("way")
+        large, small = means.loc["largest"], means.loc["smallest"].mean()
+        many, few = large.index.max(), large.index.min()
+        grown, apart = large.loc[few] / large.loc[many], small / large.loc[many]
+        lines.append(
+            f"- **{name}**: from {many} to {few} images of the largest class it changes by a factor "
+            f"of {grown['released']:.2g} as released and of {grown['exact']:.2g} taken exactly. The "
+            f"smallest class has {apart['released']:.2g} times the largest's as released, "
+            f"{apart['exact']:.2g} times exactly."
+        )
+    return "\n".join(lines)
+
+
+def students_said(table: pd.DataFrame) -> str:
+    """DeepReDuce's students of a trained and of a random teacher, side by side: Markdown."""
+    reached = table[table["budget"] < 1]
+    if reached.empty:
+        return "None of these budgets is within DeepReDuce's reach."
+    large, small = groups.extremes(table)
+    accuracy = groups.by_group(reached).query("measure == 'accuracy'")
+    lines = []
+    for budget, own in accuracy.groupby("budget", sort=False):
+        rows = own.set_index(["group", "method"])
+        for group in (large, small, groups.ALL):
+            taught, untaught = (_with_interval(rows.loc[group, m]) for m in own["method"].unique())
+            name = "everyone" if group == groups.ALL else f"*{group}*"
+            lines.append(
+                f"- {percent(budget)} of the ReLUs, {name}: {taught} % with the trained teacher, "
+                f"{untaught} % with a random one"
+            )
+    return "\n".join(lines)

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from relufair import config, explain, masks, methods, models
-from relufair.bounds import Theory
+from relufair import config, explain, masks, methods, models, tracing
 from relufair.data import Choice
 from relufair.linearize import deepreduce
-from relufair.pipeline import Finetuned, Run
+from relufair.pipeline import Finetuned, Pipeline, Run
 from relufair.sources import data_folder
 from relufair.store import Store, key_of
-from relufair.theory import DecisionBoundary
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,10 @@ class AccuracyDrops:
         for seed in self.seeds:
             config.whole("seeds", seed, 0, config.LARGEST_SEED)
         plan = config.schedule(self.schedule, self.training)
-        if "deepreduce" in self.methods:
+        if any("student" in config.METHODS[method] for method in self.methods):
             deepreduce.scaled(self.width, plan.student_scale)
         net = models.build(self.arch, classes=2, channels=1, width=self.width)
-        relus = masks.total(masks.masked(net, (1, self.choice.size, self.choice.size)))
+        relus = masks.total(tracing.masked(net, (1, self.choice.size, self.choice.size)))
         kept = [masks.units(budget, relus) for budget in self.budgets]
         if len(set(kept)) < len(kept):
             raise ValueError(
@@ -108,15 +106,42 @@ class AccuracyDrops:
         """
         store, folder = store or Store(), data_folder(folder)
         self.check_data(folder)
+        return self.tallied(self.runs(), folder, store, pool)
+
+    def tallied(
+        self,
+        runs: Sequence[Run],
+        folder: Path | None,
+        store: Store,
+        pool: Executor | None = None,
+        split: str = "test",
+    ) -> pd.DataFrame:
+        """The tally of these ``runs`` on ``split``; the other arguments as those of :meth:`run`."""
+        tally = partial(measure, store=store, folder=folder, split=split)
+        measured = self._each(runs, tally, pool)
+        tables = [t.assign(study=self.identity(r)) for r, t in zip(runs, measured, strict=True)]
+        tier = f"{self.schedule}, changed" if self.training else self.schedule
+        return pd.concat(tables, ignore_index=True).assign(tier=tier, what=self.words())
+
+    def criticality(self, folder: Path | None = None, store: Store | None = None) -> pd.DataFrame:
+        """What each stage's ReLUs are worth to DeepReDuce, computing what is missing.
+
+        The table of :meth:`relufair.methods.DeepReDuce.criticality` for every seed.
+        """
+        store, folder = store or Store(), data_folder(folder)
+        self.check_data(folder)
+        runs = replace(self, methods=["deepreduce"]).runs()
+        valued = self._each(runs, partial(criticality, store=store, folder=folder))
+        return pd.concat(valued, ignore_index=True)
+
+    def _each(
+        self, runs: Sequence[Run | Pipeline], function: Callable, pool: Executor | None = None
+    ) -> list[pd.DataFrame]:
+        """``function`` of every run (or its stages): in the pool, in own processes, or here."""
         if pool is None and self.workers > 1:
             with processes(self.workers) as own:
-                return self.run(folder, store, own)
-        spread: Callable = pool.map if pool else map
-        measured = spread(partial(measure, store=store, folder=folder), self.runs())
-        tier = f"{self.schedule}, changed" if self.training else self.schedule
-        table = pd.concat(measured, ignore_index=True)
-        study = table["method"].map({method: self.identity(method) for method in self.methods})
-        return table.assign(tier=tier, what=self.words(), study=study)
+                return list(own.map(function, runs))
+        return list(pool.map(function, runs) if pool else map(function, runs))
 
     def words(self) -> str:
         """Data and network, as they stand under a figure."""
@@ -127,12 +152,12 @@ class AccuracyDrops:
             f"{self.width}"
         )
 
-    def identity(self, method: str) -> str:
-        """A digest of all that ``method``'s numbers depend on but seeds and budgets."""
-        plan = config.schedule(self.schedule, self.training)
-        stages = ["teacher", *config.METHODS[method]]
-        about = {"choice": asdict(self.choice), "arch": self.arch, "width": self.width}
-        about |= {"method": method} | {stage: plan.part(stage) for stage in stages}
+    def identity(self, run: Run) -> str:
+        """A digest of all that a run's numbers depend on but seed and budgets."""
+        stages = ["teacher", *config.METHODS[run.method]]
+        about = {"choice": asdict(run.choice), "arch": run.arch, "width": run.width}
+        about |= {"method": run.method} | {stage: run.schedule.part(stage) for stage in stages}
+        about |= {} if run.remedy == config.PLAIN else {"remedy": asdict(run.remedy)}
         return key_of("study", 2, about)[:12]
 
 
@@ -154,11 +179,25 @@ class GradientsAndCurvature(AccuracyDrops):
 
         Only of methods whose networks have the teacher's weights: there are no others to compare.
         """
+        return self._compared(partial(explain.measured, sample=self.sample), folder, store)
+
+    def account(self, folder: Path | None = None, store: Store | None = None) -> pd.DataFrame:
+        """The table of :func:`relufair.explain.account` for every seed of the first such method."""
+        return self._compared(explain.account, folder, store, first=True)
+
+    def _compared(
+        self,
+        measure: Callable[[Finetuned], pd.DataFrame],
+        folder: Path | None,
+        store: Store | None,
+        first: bool = False,
+    ) -> pd.DataFrame:
+        """Tables of the runs whose networks have the teacher's weights; of the first method only."""
         store, folder = store or Store(), data_folder(folder)
         pipes = [methods.pipeline(run, store, folder) for run in self.runs()]
         pipes = [pipe for pipe in pipes if isinstance(pipe, Finetuned)]
-        tables = [explain.measured(pipe, self.sample) for pipe in pipes]
-        return pd.concat(tables, ignore_index=True)
+        pipes = [p for p in pipes if not first or p.run.method == pipes[0].run.method]
+        return pd.concat(self._each(pipes, measure), ignore_index=True)
 
     def turned(self, folder: Path | None = None, store: Store | None = None) -> pd.DataFrame | None:
         """The first method's tally with the two halves of the classes changing places.
@@ -172,9 +211,14 @@ class GradientsAndCurvature(AccuracyDrops):
         return AccuracyDrops(**{n: getattr(self, n) for n in names} | changes).run(folder, store)
 
 
-def measure(run: Run, store: Store, folder: Path | None) -> pd.DataFrame:
+def measure(run: Run, store: Store, folder: Path | None, split: str) -> pd.DataFrame:
     """The tally of one run, in any process."""
-    return methods.pipeline(run, store, folder).measure()
+    return methods.pipeline(run, store, folder).measure(split)
+
+
+def criticality(run: Run, store: Store, folder: Path | None) -> pd.DataFrame:
+    """What each stage's ReLUs are worth in one run, in any process."""
+    return methods.DeepReDuce(run, store, folder).criticality()
 
 
 def processes(workers: int) -> ProcessPoolExecutor:
@@ -183,11 +227,3 @@ def processes(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
     )
-
-
-STUDIES = {
-    "decision_boundary": DecisionBoundary,
-    "theory": Theory,
-    "accuracy_drops": AccuracyDrops,
-    "gradients_and_curvature": GradientsAndCurvature,
-}

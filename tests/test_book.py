@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from relufair import cli
 from relufair.config import SCHEDULES
 from relufair.sources import SOURCES
-from relufair.study import STUDIES
+from relufair.studies import STUDIES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "book").glob("*.md"))]

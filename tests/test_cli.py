@@ -323,7 +323,7 @@ def test_an_interruption_says_how_to_go_on(tmp_path, executed, monkeypatch):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_has_the_parameters_of_its_study(name):
     """The same names in the same order, passed on by name or in this order; the defaults are valid."""
-    from relufair.study import STUDIES
+    from relufair.studies import STUDIES
 
     known = cli.defaults(NOTEBOOKS[name])
     assert list(known) == [field.name for field in fields(STUDIES[name])]
@@ -357,7 +357,7 @@ def test_every_parameter_is_explained(name):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_every_tier_is_valid(name, tier):
     """Its parameters are known, of the right type and possible; the data may be missing."""
-    from relufair.study import STUDIES
+    from relufair.studies import STUDIES
 
     path = NOTEBOOKS[name]
     study = STUDIES[name](**cli.defaults(path) | cli.read_parameters(ROOT, path, tier, ()))
@@ -508,7 +508,7 @@ class Fail:
 
 
 FAIL = "import sys; sys.path.insert(0, sys.argv.pop(1)); import test_cli; from relufair import "
-FAIL += "study; study.STUDIES['fail'] = test_cli.Fail; " + MAIN
+FAIL += "studies; studies.STUDIES['fail'] = test_cli.Fail; " + MAIN
 
 
 @pytest.fixture
@@ -586,9 +586,9 @@ def test_ctrl_c_is_one_line(failing):
 
 def test_without_an_output_folder_there_is_a_new_one(failing, executed, monkeypatch):
     """In the project's folder of runs, named after the notebook; its path is printed."""
-    from relufair import study
+    from relufair import studies
 
-    monkeypatch.setitem(study.STUDIES, "fail", Fail)
+    monkeypatch.setitem(studies.STUDIES, "fail", Fail)
     monkeypatch.chdir(failing)
     result = relufair("run", "fail")
     assert result.exit_code == 0, result.output

@@ -1,15 +1,22 @@
 """DeepReDuce's configurations against the counts of the released code, and the choice by budget."""
 
 import copy
+from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relufair import masks, models
+from relufair import masks, models, report, tracing, training
 from relufair.linearize import deepreduce
 from relufair.linearize.deepreduce import Configuration
+from relufair.methods import DeepReDuce, OneStage
+from relufair.store import Store
+from relufair.study import AccuracyDrops
+from relufair.training import logits
 
 # ResNet-18 on 32 x 32 at width 64: ReLUs left by the code of the culled stages, full and thinned.
 TABLE = {
@@ -24,9 +31,20 @@ def configuration(code, thinned=False, scale=1.0):
     return Configuration(tuple(map(int, code)), thinned, scale)
 
 
+def make(**changes):
+    """A hasty study of digits."""
+    parameters = {
+        "dataset": "digits", "target": "auto", "groups": "auto", "keep": "paper",
+        "keep_in_test": False, "size": 0, "arch": "resnet18", "width": 2, "methods": ["deepreduce"],
+        "budgets": [0.5], "seeds": [0], "schedule": "ci",
+        "training": {"teacher_epochs": 1, "student_epochs": 1}, "workers": 1, "every_group": False,
+    }  # fmt: skip
+    return AccuracyDrops(**parameters | changes)
+
+
 def masked(arch, width=4, size=32):
     net = models.build(arch, classes=2, channels=1, width=width)
-    return masks.masked(net, (1, size, size))
+    return tracing.masked(net, (1, size, size))
 
 
 @pytest.fixture(scope="module")
@@ -167,14 +185,145 @@ def test_criticality_is_its_formula():
     assert max(found.values()) == 1
     # Twice the ReLUs for the same accuracy: worth 2 ** -0.07 as much.
     assert deepreduce.criticality({1: 0.5, 2: 0.5}, 0.4, relus)[1] == pytest.approx(2**-0.07)
-    with pytest.raises(ValueError, match="none is above that of linear=0.4"):
-        deepreduce.criticality({1: 0.4, 2: 0.3}, 0.4, relus)
+
+
+def test_without_a_gain_over_the_linear_network_there_is_no_criticality():
+    """A largest one of 1 would say that it matters most, of what does nothing or harm."""
+    relus = {1: 2, 2: 1}
+    for accuracies in ({1: 0.4, 2: 0.3}, {1: 0.2, 2: 0.3}):
+        found = deepreduce.criticality(accuracies, 0.4, relus)
+        assert list(found) == [1, 2] and np.isnan(list(found.values())).all()
+    assert deepreduce.criticality({1: 0.5, 2: 0.3}, 0.4, relus)[2] < 0
+
+
+@pytest.fixture(scope="module")
+def valued(tmp_path_factory):
+    """A study with a finished criticality, its store and the table."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    # At a tenth stages 1 and 2 are culled, the rest thinned; 256 ReLUs are stage 4's alone.
+    study = make(methods=["deepreduce"], budgets=[0.1, 256 / 3840], seeds=[0, 1])
+    return study, store, study.criticality(store=store)
+
+
+def test_the_criticality_of_a_study(valued):
+    """By hand, from the stored networks and the validation images."""
+    study, store, table = valued
+    assert (
+        table["stage"].tolist() == [1, 2, 3, 4] * 2 and table["seed"].tolist() == [0] * 4 + [1] * 4
+    )
+    assert table["relus"].tolist() == [2048, 1024, 512, 256] * 2
+    for run, (_, own) in zip(study.runs(), table.groupby("seed"), strict=True):
+        pipe = OneStage(run, store, None)
+        right = {}
+        for stage in range(5):
+            net = pipe.net(stage)
+            left = {
+                name[len("layer")] for name, site in masks.sites(net).items() if site.alpha.any()
+            }
+            assert left == ({str(stage)} if stage else set())
+            assert masks.count(net) == (2048 >> stage - 1 if stage else 0)
+            part = pipe.part("validation")
+            right[stage] = (logits(net, part).argmax(1) == part.labels).double().mean().item()
+        linear = right.pop(0)
+        assert own["accuracy"].tolist() == pytest.approx(list(right.values()))
+        assert own["linear"].tolist() == pytest.approx([linear] * 4)
+        relus = dict(zip(own["stage"], own["relus"], strict=True))
+        expected = deepreduce.criticality(right, linear, relus)
+        assert own["criticality"].tolist() == pytest.approx(list(expected.values()), nan_ok=True)
+
+
+def test_the_choice_by_count_stands_beside_it(valued):
+    """By budget, the stages that the largest configuration culls."""
+    _, _, table = valued
+    tenth, last = 0.1, 256 / 3840
+    assert table["culled_at"].tolist() == [[tenth, last], [tenth, last], [last], []] * 2
+
+
+def test_criticality_and_budgets_share_their_students(valued, monkeypatch):
+    """Nothing is trained twice, nor by a study of other methods and budgets."""
+    study, store, table = valued
+    monkeypatch.setattr(training, "fit", None)
+    changes = {"methods": ["snl"], "budgets": [0.5]}
+    columns = ["seed", "stage", "relus", "accuracy", "linear", "criticality"]
+    again = replace(study, **changes).criticality(store=store)
+    pd.testing.assert_frame_equal(again[columns], table[columns])
+    tally = replace(study, budgets=[256 / 3840, 0.0]).run(store=store)
+    assert sorted(set(tally["relus"])) == [0, 256, 3840]
+
+
+def test_a_student_is_trained_as_the_network_that_it_becomes(tmp_path, monkeypatch):
+    """Plain while it trains, with masks ever after, and the same function: culled, and thinned."""
+    trained, fit = [], training.fit
+
+    def watching(net, *args, **kwargs):
+        trained.append(net)
+        return fit(net, *args, **kwargs)
+
+    monkeypatch.setattr(training, "fit", watching)
+    (run,) = make(budgets=[0.1]).runs()
+    x = torch.randn(8, 1, 16, 16)
+    for kind, of in ((OneStage, 3), (DeepReDuce, 384)):
+        pipe = kind(run, Store(tmp_path), None)
+        student = pipe.linearized(pipe.linear(of)).eval()
+        assert masks.sites(student) and not masks.sites(trained[-1])
+        assert torch.equal(trained[-1].eval()(x), student(x))
+
+
+@pytest.mark.parametrize(("arch", "stages"), [("vgg19", 5), ("wideresnet22_8", 3)])
+def test_every_network_has_its_stages(tmp_path, arch, stages):
+    """VGG-19 has five, a WideResNet three."""
+    study = make(arch=arch, width=4 if arch == "wideresnet22_8" else 1)
+    table = study.criticality(store=Store(tmp_path))
+    assert table["stage"].tolist() == list(range(1, stages + 1))
+    assert table["relus"].sum() == masks.total(masked(arch, study.width, 16))
+    assert len(report.criticality(table)) == stages + 1
+
+
+def worth(*rows):
+    """A table of two stages; a row a seed: accuracy with stage 1, with stage 2, with none."""
+    tables = []
+    for seed, (*right, linear) in enumerate(rows):
+        found = deepreduce.criticality({1: right[0], 2: right[1]}, linear, {1: 1, 2: 1})
+        tables.append(pd.DataFrame({
+            "seed": seed, "stage": [1, 2], "relus": [200, 100], "accuracy": right, "linear": linear,
+            "criticality": found.values(), "culled_at": [[0.5, 0.1], []],
+        }))  # fmt: skip
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_the_table_for_people_has_means_and_ranges():
+    """And the order by criticality beside the budgets that cull a stage by its count."""
+    shown = report.criticality(worth((0.9, 0.8, 0.7), (0.8, 0.85, 0.75)))
+    assert shown.columns.name == "n = 2 seeds" and shown["ReLUs"].tolist() == [200, 100, 0]
+    assert shown["validation accuracy (%)"].tolist() == [
+        "85.0 [80.0, 90.0]", "82.5 [80.0, 85.0]", "72.5 [70.0, 75.0]",
+    ]  # fmt: skip
+    assert shown["criticality"].tolist() == ["0.75 [0.50, 1.00]", "0.75 [0.50, 1.00]", ""]
+    assert shown["culled by count"].tolist() == ["at 50 %, 10 %", "never", ""]
+    shown = report.criticality(worth((0.9, 0.8, 0.7)))
+    assert shown["culled by criticality"].tolist() == ["2.", "1.", ""]
+
+
+def test_the_words_on_criticality():
+    """What would go first, in how many seeds, and where nothing says so."""
+    both = report.least_critical(worth((0.9, 0.8, 0.7), (0.9, 0.75, 0.7), (0.80, 0.85, 0.75)))
+    assert "stage 2 would be culled first" in both and "in 2 of 3 seeds" in both
+    assert "nothing" not in both
+    some = report.least_critical(worth((0.9, 0.8, 0.7), (0.6, 0.7, 0.7)))
+    assert "stage 2 would be culled first" in some and "in 1 of 1 seed." in some
+    assert "In 1 of 2 seeds (1) no stage's ReLUs bring anything" in some
+    none = worth((0.6, 0.7, 0.7))
+    assert report.least_critical(none).startswith("In 1 of 1 seed (0) no stage's ReLUs")
+    shown = report.criticality(none)
+    assert (
+        shown["criticality"].tolist() == shown["culled by criticality"].tolist() == ["—", "—", ""]
+    )
 
 
 def test_what_cannot_be_is_refused():
     """Other networks, stages that are not there, and fractions of a channel."""
     with pytest.raises(ValueError, match="MLP has no stages to cull: allowed are ResNet, VGG"):
-        deepreduce.kept(masks.masked(models.MLP(2, (3,), 2), (2,)), Configuration())
+        deepreduce.kept(tracing.masked(models.MLP(2, (3,), 2), (2,)), Configuration())
     with pytest.raises(ValueError, match=r"culled=\(4,\): allowed are 1, 2, 3$"):
         deepreduce.kept(masked("wideresnet22_8", size=16), Configuration((4,)))
     with pytest.raises(ValueError, match="scale=0.3: must make a whole number of the width 64"):

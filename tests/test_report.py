@@ -1,5 +1,7 @@
 """What is said about a table, what is published, and the figures."""
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -22,8 +24,8 @@ def tally(minority_right=40, tier="ci", seeds=2):
                 right = base if budget == 1 or group == "large" else minority_right
                 rows.append({
                     "dataset": "toy", "target": "t", "groups": "g", "arch": "a", "width": 1,
-                    "method": "snl", "seed": seed, "budget": budget, "relus": 5, "group": group,
-                    "train_n": n, "n": n, "correct": right, "base": base,
+                    "method": "snl", "remedy": "plain", "seed": seed, "budget": budget, "relus": 5,
+                    "group": group, "train_n": n, "n": n, "correct": right, "base": base,
                     "both": min(right, base), "device": "CPU", "date": "2026-01-01", "tier": tier,
                     "what": "toy", "study": f"toy {tier}",
                 })  # fmt: skip
@@ -65,6 +67,15 @@ def test_the_pretty_table_has_every_number_of_the_summary():
     assert shown.loc[("SNL", "10 %", "all"), "test images"] == 1100
 
 
+def test_a_group_that_was_never_right_has_no_relative_drop():
+    """It is said, not printed as nan."""
+    table = tally(0)
+    never = table["group"] == "small"
+    table.loc[never, ["correct", "base", "both"]] = 0
+    said = report.verdict(table)
+    assert said == "**No relative drop can be given:** with all ReLUs, *small* is never right."
+
+
 def test_tables_and_figures_are_kept_where_asked(tmp_path, monkeypatch):
     """Parquet, CSV, PNG and SVG in RELUFAIR_OUT; nowhere without it."""
     table, figure = tally(), plots.drops(tally(), "note")
@@ -91,6 +102,18 @@ def test_comparison_with_the_published_run(tmp_path, monkeypatch):
     assert report.compare(tally(tier="paper")).startswith("There is no published run")
     with pytest.raises(FileNotFoundError, match="no published table 'x'; there are: run"):
         report.published("x")
+
+
+def test_comparison_takes_the_table_with_most_in_common(tmp_path, monkeypatch):
+    """Remedies are compared each with itself; a table that has both is preferred for both."""
+    monkeypatch.setattr(report, "results_folder", lambda: tmp_path)
+    plain, cured = tally(), tally(60).assign(remedy="cvar 0.5", study="other")
+    plain.to_csv(tmp_path / "z.csv", index=False)
+    pd.concat([plain, cured]).to_csv(tmp_path / "a.csv", index=False)
+    assert report.compare(plain).endswith("the published run 'z'.")
+    both = pd.concat([plain, tally(45).assign(remedy="cvar 0.5", study="other")])
+    found = report.compare(both)
+    assert "1 of 12" in found and "'a': small at 10 %, SNL, CVaR (0.5)" in found
 
 
 def drawn(axis):
@@ -172,10 +195,16 @@ def test_published_tables_are_whole(path):
     assert (table["both"] <= table[["correct", "base"]].min(axis=1)).all()
     assert (table[["correct", "base"]].max(axis=1) <= table["n"]).all()
     assert (table["correct"] + table["base"] - table["both"] <= table["n"]).all()
-    full = table.groupby(["method", "seed", "budget"])["group"].nunique()
+    full = table.groupby(["method", "remedy", "seed", "budget"])["group"].nunique()
     assert full.nunique() == 1 and len(table) == full.sum()
-    assert (table.groupby(["seed", "group"])["base"].nunique() == 1).all()
-    assert (table.groupby("method")["study"].nunique() == 1).all() and table["tier"].nunique() == 1
+    plain = table[table["remedy"] == "plain"]
+    assert (plain.groupby(["seed", "group"])["base"].nunique() == 1).all()
+    studies = table.groupby(["method", "remedy"])["study"].nunique()
+    assert (studies == 1).all() and table["tier"].nunique() == 1
+    keys = ["method", "seed", "budget", "group"]  # the base of a remedy is the network without it
+    cured = table[table["remedy"] != "plain"]
+    cured = cured.merge(plain, on=keys, suffixes=("", "_plain"))
+    assert (cured["base"] == cured["correct_plain"]).all()
 
 
 def test_the_headline_figure_is_drawn_from_the_published_table(tmp_path):
@@ -193,3 +222,43 @@ def test_pages_say_what_the_published_tables_say(page, tables):
     text = " ".join((project_root() / page).read_text().split())
     for name in tables:
         assert report.verdict(report.published(f"utkface-{name}-laptop")) in text
+
+
+# Do the paper's directions appear? -----------------------------------------------------------------
+
+
+def measures(sign):
+    """A long table and a tally of three groups, two seeds and two budgets, with every direction set."""
+    sizes, rows, counts = {"large": 900, "middle": 300, "small": 100}, [], []
+    for seed, budget, (place, group) in itertools.product(
+        (0, 1), (1.0, 0.5, 0.1), enumerate(sizes)
+    ):
+        less = {1.0: 0, 0.5: 1, 0.1: 2}[budget]
+        values = {
+            "gradient": 10 + sign * (3 * place + less), "eigenvalue": 10 + sign * place,
+            "refined": 10 - sign * place,
+        }  # fmt: skip
+        about = {"seed": seed, "method": "snl", "budget": budget, "split": "train"}
+        rows += [about | {"group": group, "measure": m, "value": v} for m, v in values.items()]
+        if not place:
+            moved = {"group": groups.ALL, "measure": "change", "value": 10 + sign * less}
+            rows.append(about | moved)
+        counts.append({
+            "method": "snl", "seed": seed, "budget": budget, "group": group, "n": 100,
+            "train_n": sizes[group], "correct": 90 - 10 * place, "base": 90, "both": 50,
+        })  # fmt: skip
+    return pd.DataFrame(rows), pd.DataFrame(counts)
+
+
+def test_directions_are_said_as_they_are():
+    """All as in the paper, all against it, and one seed against the other."""
+    ahead, tally_ = measures(1)
+    lines = report.directions(ahead, tally_).splitlines()
+    assert len(lines) == 7 and all("**as in the paper**" in line for line in lines)
+    assert "18 (*small*) against 12 (*large*) in 2 of 2 seeds" in lines[0]
+    assert "with 10 %" in lines[1] and "with 50 %" in lines[1] and "with 100 %" in lines[2]
+    assert "1.00 in this direction (2 of 2 seeds)" in lines[-1]
+    back, _ = measures(-1)
+    assert all("**not as in the paper**" in x for x in report.directions(back, tally_).splitlines())
+    mixed = pd.concat([ahead.query("seed == 0"), back.query("seed == 1")])
+    assert all("**unclear**" in x for x in report.directions(mixed, tally_).splitlines())

@@ -1,6 +1,7 @@
 """Controls: which ReLUs to keep when nothing, or only a first guess, says which.
 
-Both take a trained network and need no search. What a method such as SNL adds shows against them.
+Drawn at random, or those of largest effect: neither needs a search. What a method such as SNL adds
+shows against them.
 """
 
 from __future__ import annotations
@@ -22,13 +23,6 @@ def random(net: nn.Module, units: int, seed: int) -> dict[str, Tensor]:
     parts = order.split([shape.numel() for shape in shapes.values()])
     ranks = {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
     return masks.top(ranks, units)
-
-
-def smallest_effect(
-    net: nn.Module, samples: Samples, units: int, *, size: int = 256
-) -> dict[str, Tensor]:
-    """By site, booleans that keep the ``units`` units of largest effect, see :func:`effects`."""
-    return masks.top(effects(net, samples, size=size), units)
 
 
 def effects(net: nn.Module, samples: Samples, *, size: int = 256) -> dict[str, Tensor]:

@@ -8,13 +8,14 @@ that it allows, which is often much smaller than the budget.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from relufair import masks, models
+from relufair import masks, models, tracing
 
 # In every block of two ReLUs thinning keeps the one between the two convolutions. The other stands
 # after the residual sum: second in a block of a ResNet, first in the next block of a WideResNet. VGG
@@ -92,7 +93,7 @@ def configurations(
     counts = {}
     for scale in scales:
         net = models.build(arch, classes=2, channels=channels, width=scaled(width, scale))
-        net = masks.masked(net, (channels, size, size))
+        net = tracing.masked(net, (channels, size, size))
         for culled, thinned in itertools.product(_subsets(stages(net)), (False, True)):
             configuration = Configuration(culled, thinned, scale)
             relus = sum(int(k.sum()) for k in kept(net, configuration).values())
@@ -143,17 +144,14 @@ def criticality(
 
     .. math:: C_k \propto (\bar J_k - \bar J_0) / R_k^{0.07}
 
-    The least critical stage is culled first.
+    The least critical stage is culled first. Where no stage's ReLUs bring anything over the linear
+    network there is nothing to compare them by: all are nan.
 
     Args:
         accuracies: by stage, of a network that has the ReLUs of this stage alone.
         linear: accuracy of the network without any ReLU.
         relus: by stage, their number.
-
-    Raises:
-        ValueError: if no stage's ReLUs bring anything over the linear network.
     """
     worth = {k: (right - linear) / relus[k] ** EXPONENT for k, right in accuracies.items()}
-    if max(worth.values()) <= 0:
-        raise ValueError(f"accuracies={dict(accuracies)}: none is above that of linear={linear}")
-    return {k: value / max(worth.values()) for k, value in worth.items()}
+    most = max(worth.values())
+    return {k: value / most if most > 0 else math.nan for k, value in worth.items()}
