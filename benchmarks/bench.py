@@ -12,28 +12,29 @@ from statistics import median
 import numpy as np
 import torch
 
-from relufair import config, masks, models, training
+from relufair import config, masks, models, tracing, training
 from relufair.data import GroupedImages
 from relufair.linearize import snl
-from relufair.objectives import CrossEntropy, Distillation
+from relufair.objectives import CrossEntropy, Detached, Distillation, GroupDRO, Objective, Parity
 from relufair.pipeline import Snl
 from relufair.store import Store
 from relufair.study import AccuracyDrops
 from relufair.training import Samples
 
 WIDTH, SIZE, BATCH, STEPS, ROUNDS = 16, 32, 256, 8, 7
+KEPT = 0.1  # share of the ReLUs in a finetune
 
 
-def synthetic() -> Samples:
+def synthetic(groups: int = 5) -> Samples:
     """Random images with a cached teacher, on the device."""
     rng, n = np.random.default_rng(0), BATCH * STEPS
     data = GroupedImages(
         rng.integers(0, 256, (n, 3, SIZE, SIZE), dtype=np.uint8),
         rng.integers(0, 5, n),
-        rng.integers(0, 5, n),
+        rng.integers(0, groups, n),
         np.arange(n),
         tuple("abcde"),
-        tuple("abcde"),
+        tuple(map(str, range(groups))),
     )
     samples = Samples.put(data, data, training.pick_device())
     return Samples(
@@ -41,12 +42,18 @@ def synthetic() -> Samples:
     )
 
 
-def candidates(device: torch.device) -> dict[str, tuple]:
-    """Network, objective and optimizer of each kind of step."""
-    plan = config.SCHEDULES["laptop"]
+def linearized(device: torch.device) -> torch.nn.Module:
+    """The network with its masks fixed, as in a finetune."""
+    net = tracing.masked(models.build("resnet18", classes=5, width=WIDTH), (3, SIZE, SIZE))
+    return masks.freeze(net, masks.largest(net, masks.units(KEPT, masks.total(net)))).to(device)
+
+
+def stages(samples: Samples) -> dict[str, tuple]:
+    """Samples, network, objective and optimizer of each kind of step."""
+    plan, device = config.SCHEDULES["laptop"], samples.labels.device
     plain = models.build("resnet18", classes=5, width=WIDTH).to(device)
-    search, eager, fixed = (masks.masked(plain, (3, SIZE, SIZE)) for _ in range(3))
-    masks.freeze(fixed, masks.largest(fixed, masks.units(0.1, masks.total(fixed))))
+    search, eager = (tracing.masked(plain, (3, SIZE, SIZE)) for _ in range(2))
+    fixed = linearized(device)
 
     def descent(net: torch.nn.Module) -> snl.Descent:
         return snl.Descent(
@@ -54,20 +61,36 @@ def candidates(device: torch.device) -> dict[str, tuple]:
             rule="every", threshold=plan.threshold,
         )  # fmt: skip
 
-    return {
+    kinds = {
         "plain ReLU, teacher's step": (plain, CrossEntropy(), training.sgd(plain, 0.01, 5e-4)),
         "SNL search step": (search, descent(search), training.adam(search, 1e-3, 1e-3)),
         "finetune step, masks fixed": (fixed, Distillation(4), training.sgd(fixed, 0.01, 5e-4)),
         "SNL search step, masks not fused": (eager, descent(eager), training.adam(eager, 1e-3, 1e-3)),
     }  # fmt: skip
+    return {name: (samples, *kind) for name, kind in kinds.items()}
 
 
-def steps() -> None:
-    """Images per second of each kind of step, and the ratio to the plain one in the same round."""
-    samples = synthetic()
-    kinds, rates = candidates(samples.labels.device), {}
-    for round_ in range(ROUNDS + 1):  # the first one compiles
-        for name, (net, objective, optimizer) in kinds.items():
+def finetunes(device: torch.device) -> dict[str, tuple]:
+    """A plain finetune's step, and the remedies' at several numbers of groups."""
+
+    def kind(objective: Objective, groups: int = 5) -> tuple:
+        net = linearized(device)
+        return synthetic(groups), net, objective, training.sgd(net, 0.01, 5e-4)
+
+    pulled = {
+        f"Algorithm 1, {k} groups": kind(Parity(0.1, k, temperature=4), k) for k in (5, 10, 100)
+    }
+    return {"finetune step": kind(Distillation(4))} | pulled | {
+        "detached, 5 groups": kind(Detached(0.1, 5, temperature=4)),
+        "group DRO, 5 groups": kind(GroupDRO(0.1, 5, temperature=4)),
+    }  # fmt: skip
+
+
+def race(kinds: dict[str, tuple], rounds: int = ROUNDS) -> None:
+    """Images per second of each kind of step, and the ratio to the first one in the same round."""
+    rates, device = {}, training.pick_device()
+    for round_ in range(rounds + 1):  # the first one compiles
+        for name, (samples, net, objective, optimizer) in kinds.items():
             threshold, masks.FUSE_FROM = masks.FUSE_FROM, 2**60 if "not fused" in name else 1
             start = time.perf_counter()
             training.fit(
@@ -77,8 +100,8 @@ def steps() -> None:
             if round_:
                 rates.setdefault(name, []).append(len(samples) / (time.perf_counter() - start))
     first = next(iter(rates.values()))
-    print(f"\nResNet-18, width {WIDTH}, {SIZE} x {SIZE}, batch {BATCH}, {ROUNDS} rounds, "
-          f"{training.device_name(samples.labels.device)}")  # fmt: skip
+    print(f"\nResNet-18, width {WIDTH}, {SIZE} x {SIZE}, batch {BATCH}, {rounds} rounds, "
+          f"{training.device_name(device)}")  # fmt: skip
     for name, own in rates.items():
         ratios = sorted(a / b for a, b in zip(own, first, strict=True))
         print(f"{name:34} {median(own):7.0f} images/s   ratio {median(ratios):.2f} "
@@ -113,6 +136,7 @@ def imports() -> None:
 
 
 if __name__ == "__main__":
-    steps()
+    race(stages(synthetic()))
+    race(finetunes(training.pick_device()), rounds=3 * ROUNDS)
     budgets()
     imports()
