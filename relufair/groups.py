@@ -105,6 +105,12 @@ def drop_points(counts: np.ndarray) -> np.ndarray:
     return 100 * (base - right)
 
 
+def gain(counts: np.ndarray) -> np.ndarray:
+    """Accuracy won by group, in percentage points."""
+    base, right = _accuracies(counts)
+    return 100 * (right - base)
+
+
 def relative_drop(counts: np.ndarray) -> np.ndarray:
     """Accuracy lost by group, in % of what it was (Section 5 of the paper).
 
@@ -117,6 +123,7 @@ def relative_drop(counts: np.ndarray) -> np.ndarray:
 MEASURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "accuracy": accuracy,
     "drop_points": drop_points,
+    "gain": gain,
     "relative_drop": relative_drop,
 }
 
@@ -137,8 +144,9 @@ def by_group(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     Returns:
         A row a method × budget × group × measure, with the columns ``method``, ``budget``,
-        ``group``, ``measure`` (``accuracy`` in %, ``drop_points``, ``relative_drop`` in %),
-        ``value``, ``low``, ``high`` (95 %), ``n`` (test images, averaged over seeds) and ``seeds``.
+        ``group``, ``measure`` (``accuracy`` in %, ``drop_points``, their negative ``gain``, and
+        ``relative_drop`` in %), ``value``, ``low``, ``high`` (95 %), ``n`` (test images, averaged
+        over seeds) and ``seeds``.
     """
     rows = []
     for (method, budget), part in table.groupby(["method", "budget"], sort=False):

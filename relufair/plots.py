@@ -323,9 +323,8 @@ def gains(table: pd.DataFrame, note: str = "") -> Figure:
     own = table.assign(method=table["remedy"])
     budgets = sorted(set(own["budget"]) - {1.0}, reverse=True)
     worst = groups.disparity(own).query("measure == 'worst_gain'")
-    every = groups.by_group(own).query("measure == 'drop_points' and group == @groups.ALL")
-    flipped = {"value": -every["value"], "low": -every["high"], "high": -every["low"]}
-    panels = {"worst group": worst, "everyone": every.assign(**flipped)}
+    every = groups.by_group(own).query("measure == 'gain' and group == @groups.ALL")
+    panels = {"worst group": worst, "everyone": every}
     order = worst[worst["budget"] == budgets[-1]].sort_values("value")["method"].tolist()
     figure, grid = _figure(len(budgets), note, height=0.9 + 0.32 * len(order))
     palette = sns.color_palette("colorblind", 2)
@@ -676,14 +675,14 @@ def penalties(table: pd.DataFrame, note: str = "") -> Figure:
     looks = list(zip(budgets, sns.color_palette("colorblind"), MARKERS, strict=False))
     for height, (weight, penalty) in enumerate(reversed(RUNGS)):
         own = table[(table["distillation"] == weight) & (table["penalty"] == penalty)]
-        drops = groups.by_group(own).query("measure == 'drop_points'")
+        gained = groups.by_group(own).query("measure == 'gain'")
         for i, (budget, color, marker) in enumerate(looks):
-            rows = drops[drops["budget"] == budget].set_index("group")
+            rows = gained[gained["budget"] == budget].set_index("group")
             y = height + 0.6 * ((len(looks) - 1) / 2 - i) / len(looks)
             label = f"{percent(budget)} of the ReLUs" if not height else None
             for axis, group in zip(axes, titles, strict=True):
                 row = rows.loc[[group]]
-                axis.errorbar(-row["value"], [y], xerr=_errors(row)[::-1], fmt=marker, color=color,
+                axis.errorbar(row["value"], [y], xerr=_errors(row), fmt=marker, color=color,
                               capsize=2, ms=5, label=label)  # fmt: skip
     names = [f"{penalty}, distillation × {weight}" for weight, penalty in reversed(RUNGS)]
     for axis, title in zip(axes, titles.values(), strict=True):

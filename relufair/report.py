@@ -120,7 +120,7 @@ def helped(table: pd.DataFrame) -> str:
     """
     own = groups.by_remedy(table)
     large, small = groups.extremes(own)
-    change = groups.by_group(own).query("measure == 'drop_points'")
+    change = groups.by_group(own).query("measure == 'gain'")
     spread = groups.disparity(own)
     lines = []
     for method in own["method"].unique():
@@ -130,12 +130,12 @@ def helped(table: pd.DataFrame) -> str:
         here = change.query("method == @method and budget == @budget").set_index("group")
         gap = spread.query("method == @method and budget == @budget").set_index("measure")
         said = [
-            f"*{group}* ({which}) {_moved(-here.loc[group, ['value', 'high', 'low']])}"
+            f"*{group}* ({which}) {_moved(here.loc[group])}"
             for group, which in ((small, "smallest group"), (large, "largest group"))
         ]
-        said.append(f"everyone {_moved(-here.loc[groups.ALL, ['value', 'high', 'low']])}")
-        wider = gap.loc["gap_growth", ["value", "low", "high"]]
-        said.append(f"the gap between best and worst group {_moved(wider, ('grows', 'shrinks'))}")
+        said.append(f"everyone {_moved(here.loc[groups.ALL])}")
+        wider = _moved(gap.loc["gap_growth"], ("grows", "shrinks"))
+        said.append(f"the gap between best and worst group {wider}")
         seeds = _seeds(own.loc[own["method"] == method, "seed"].nunique())
         lines.append(f"- {plots.named(method)}, {percent(budget)} of the ReLUs: "
                      + "; ".join(said) + f" ({seeds}).")  # fmt: skip
@@ -147,9 +147,7 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     own = groups.by_remedy(table[table["budget"] < 1])
     large, small = groups.extremes(own)
     change, spread = groups.by_group(own), groups.disparity(own)
-    gain = change["measure"] == "drop_points"
-    flipped = {"value": -change["value"], "low": -change["high"], "high": -change["low"]}
-    gains = change.assign(**flipped)[gain]
+    gains = change[change["measure"] == "gain"]
     parts = {
         "everyone (%)": change[(change["measure"] == "accuracy") & (change["group"] == groups.ALL)],
         "worst group (%)": spread[spread["measure"] == "worst_accuracy"],
@@ -215,13 +213,11 @@ def lagging(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _moved(change: pd.Series, words: tuple[str, str] = ("gains", "loses")) -> str:
-    """A change in points with its interval (value, low, high), and what it amounts to."""
-    value, low, high = change
-    row = pd.Series({"value": value, "low": low, "high": high})
-    if low > 0 or high < 0:
-        word = words[0] if low > 0 else words[1]
-        return f"**{word}**: {_with_interval(row)} points"
-    return f"neither clearly {words[0]} nor {words[1]}: {_with_interval(row)} points"
+    """A change in points with its interval (columns value, low, high), and what it amounts to."""
+    said = f"{_with_interval(change)} points"
+    if change["low"] > 0 or change["high"] < 0:
+        return f"**{words[0] if change['low'] > 0 else words[1]}**: {said}"
+    return f"neither clearly {words[0]} nor {words[1]}: {said}"
 
 
 def _with_interval(row: pd.Series, digits: int = 1) -> str:
@@ -585,19 +581,12 @@ def penalties_said(table: pd.DataFrame, twins: pd.DataFrame) -> str:
     }
     for (weight, penalty), name in named.items():
         own = table[(table["distillation"] == weight) & (table["penalty"] == penalty)]
-        drops = groups.by_group(own[own["budget"] == budget]).query("measure == 'drop_points'")
-        change = {g: _turned(row) for g, row in drops.set_index("group").iterrows()}
+        gains = groups.by_group(own[own["budget"] == budget]).query("measure == 'gain'")
+        change = gains.set_index("group").apply(_with_interval, axis=1)
         lines.append(
             f"- {name}: {change[small]} points for *{small}*, {change[groups.ALL]} for everyone"
         )
     return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:])
-
-
-def _turned(row: pd.Series) -> str:
-    """A drop with its interval, said as a gain."""
-    return _with_interval(
-        pd.Series({"value": -row["value"], "low": -row["high"], "high": -row["low"]})
-    )
 
 
 def selections(table: pd.DataFrame) -> pd.DataFrame:

@@ -40,6 +40,7 @@ def test_measures_by_hand():
         {"a": 100 * right_a, "b": 100 * right_b, "all": 100 * right_all}
     )
     assert values(summary, "drop_points")["b"] == pytest.approx(100 * (base_b - right_b))
+    assert values(summary, "gain")["b"] == pytest.approx(100 * (right_b - base_b))
     assert values(summary, "relative_drop")["a"] == pytest.approx(100 * (1 - right_a / base_a))
     assert summary.query("group == 'all'")["n"].unique() == [110]
     assert summary["seeds"].unique() == [2]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_training import net, samples, weights
+from test_training import interrupted, net, samples, weights
 
 from relufair import training
 from relufair.objectives import (
@@ -504,21 +504,12 @@ def test_the_means_by_group_are_those_of_a_loop(order):
 @pytest.mark.parametrize(("kind", "strength"), [(Parity, 0.5), (Detached, 0.5), (GroupDRO, 0.5)])
 def test_an_interrupted_finetune_ends_as_the_uninterrupted_one(tmp_path, kind, strength):
     """Stopped in the third epoch and taken up again: weights, state and log, bit for bit."""
-
-    class Stopping(kind):
-        steps = 0
-
-        def after_step(self):
-            self.steps += 1
-            if self.steps == 2 * 6 + 3:
-                raise KeyboardInterrupt
-            return False
-
     whole, again = kind(strength, 2, temperature=T), kind(strength, 2, temperature=T)
     network, log = finetune(whole, epochs=4)
     checkpoint = tmp_path / "checkpoint"
     with pytest.raises(KeyboardInterrupt):
-        finetune(Stopping(strength, 2, temperature=T), epochs=4, checkpoint=checkpoint)
+        stopping = interrupted(kind, 2 * 6 + 3)
+        finetune(stopping(strength, 2, temperature=T), epochs=4, checkpoint=checkpoint)
     resumed, continued = finetune(again, epochs=4, checkpoint=checkpoint)
     assert torch.equal(weights(network), weights(resumed))
     assert log.equals(continued)

@@ -53,18 +53,24 @@ def test_training_learns_and_logs():
     np.testing.assert_allclose(log["lr"], 0.05 * np.array([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]))
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_an_interrupted_training_ends_as_the_uninterrupted_one(tmp_path, flip):
-    """Stopped in the middle of the third epoch and taken up again: the same weights, bit for bit."""
+def interrupted(kind, at):
+    """Objectives of ``kind`` that are interrupted after ``at`` steps."""
 
-    class Stopping(CrossEntropy):
+    class Interrupted(kind):
         steps = 0
 
         def after_step(self):
             self.steps += 1
-            if self.steps == 2 * 6 + 3:
+            if self.steps == at:
                 raise KeyboardInterrupt
             return False
+
+    return Interrupted
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_an_interrupted_training_ends_as_the_uninterrupted_one(tmp_path, flip):
+    """Stopped in the middle of the third epoch and taken up again: the same weights, bit for bit."""
 
     def run(objective, checkpoint=None):
         network = net()
@@ -77,7 +83,7 @@ def test_an_interrupted_training_ends_as_the_uninterrupted_one(tmp_path, flip):
 
     whole, log = run(CrossEntropy())
     with pytest.raises(KeyboardInterrupt):
-        run(Stopping(), tmp_path / "checkpoint")
+        run(interrupted(CrossEntropy, 2 * 6 + 3)(), tmp_path / "checkpoint")
     resumed, again = run(CrossEntropy(), tmp_path / "checkpoint")
     assert torch.equal(whole, resumed)
     assert log.equals(again)
