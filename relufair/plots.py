@@ -344,6 +344,32 @@ def gains(table: pd.DataFrame, note: str = "") -> Figure:
     return figure
 
 
+def beside(table: pd.DataFrame, note: str = "") -> Figure:
+    """How far a rerun lies from the published run, a row a group, a panel a budget.
+
+    Args:
+        table: of :func:`relufair.compare.beside`, one method and remedy.
+        note: to stand below.
+    """
+    budgets = sorted(table["budget"].unique(), reverse=True)
+    order = list(dict.fromkeys(table["group"]))
+    figure, (axes,) = _figure(len(budgets), note, height=1.2 + 0.3 * len(order))
+    for axis, budget in zip(axes, budgets, strict=True):
+        rows = table[table["budget"] == budget].set_index("group").reindex(order)
+        y = np.arange(len(order))[::-1]
+        ends = rows.rename(columns={"difference": "value"})
+        axis.barh(y, 2 * rows["spread"].fillna(0), 0.6, -rows["spread"].fillna(0), color="0.88",
+                  label="± SD over published seeds")  # fmt: skip
+        axis.errorbar(rows["difference"], y, xerr=_errors(ends), fmt="o", capsize=2,
+                      color=sns.color_palette("colorblind")[0], label="rerun − published")  # fmt: skip
+        axis.axvline(0, color="0.2", lw=0.8)
+        axis.set_yticks(y, order if axis is axes[0] else [""] * len(order))
+        axis.set(xlabel="difference (points)")
+        axis.set_title(f"{percent(budget)} of the ReLUs", fontsize=10)
+    _legend(figure, axes[0])
+    return figure
+
+
 def _entitle(axis: Axes, method: str, names: Sequence[str]) -> None:
     if len(names) > 1:
         axis.set_title(named(method), fontsize=10)

@@ -1,0 +1,144 @@
+"""A rerun beside the published runs that are like it.
+
+Two runs are alike in ``ALIKE``. They may differ in tier, seeds, device and versions, which is what a
+comparison is for; where the training differs, the verdict says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from relufair import groups
+from relufair.plots import named, percent
+
+ALIKE = ("dataset", "target", "groups", "arch", "width", "method", "remedy", "budget")
+KEYS = [*ALIKE, "group"]
+
+
+def read(folder: Path) -> pd.DataFrame:
+    """The tally that ``relufair run`` left in ``folder``.
+
+    Raises:
+        FileNotFoundError: where there is no table of accuracies by group.
+    """
+    needed = {*KEYS, "seed", "n", "correct", "base", "both", "study"}
+    tables = [pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))]
+    tallies = [table for table in tables if needed <= set(table)]
+    if not tallies:
+        raise FileNotFoundError(
+            f"run={str(folder)!r}: has no table of accuracies by group; name a folder that "
+            "`relufair run` has left"
+        )
+    keys = [*KEYS, "seed", "study"]  # a page may keep the same rows in two tables
+    return pd.concat(tallies, ignore_index=True).drop_duplicates(keys, ignore_index=True)
+
+
+def beside(ours: pd.DataFrame, theirs: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Accuracies of two tallies, and how far they lie apart.
+
+    Args:
+        ours, theirs: tallies (:mod:`relufair.groups`) with the columns ``ALIKE``.
+        seed: of the bootstrap.
+
+    Returns:
+        A row for each method × remedy × budget × group (and all) that both have, with ``KEYS``,
+        ``ours`` and ``theirs`` (accuracies in %, averaged over seeds), ``difference`` (ours minus
+        theirs, in points) with ``low`` and ``high`` (95 %), ``spread`` (standard deviation of the
+        published accuracy over seeds, in points; nan for one seed), ``seeds`` and ``their_seeds``,
+        and ``same``: whether both were trained alike. The two are resampled independently: seeds
+        that both have share their test images, so the interval is rather too wide.
+    """
+    both = [dict(list(t.groupby(list(ALIKE), sort=False))) for t in (ours, theirs)]
+    rows = [_pair(both[0][key], both[1][key], seed) for key in both[0] if key in both[1]]
+    columns = [*KEYS, "ours", "theirs", "difference", "low", "high", "spread", "seeds",
+               "their_seeds", "same"]  # fmt: skip
+    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
+
+
+def _pair(ours: pd.DataFrame, theirs: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The rows of :func:`beside` for one network."""
+    names = [name for name in dict.fromkeys(ours["group"]) if name in set(theirs["group"])]
+    counts = [groups.cells(t[t["group"].isin(names)]) for t in (ours, theirs)]
+    own, order = counts[0]
+    place = [counts[1][1].index(name) for name in order]
+    other = counts[1][0][:, place]
+    # One generator for both: two would draw the same numbers, and the noise would cancel.
+    rng = np.random.default_rng(seed)
+    drawn = [groups.accuracy(groups.resample(each, rng)) for each in (own, other)]
+    low, high = np.nanpercentile(drawn[0] - drawn[1], [2.5, 97.5], axis=0)
+    single = np.stack([groups.accuracy(other[[i]]) for i in range(len(other))])
+    about = ours[list(ALIKE)].iloc[0].to_dict() | {"group": order}
+    return pd.DataFrame(
+        about
+        | {
+            "ours": groups.accuracy(own), "theirs": groups.accuracy(other),
+            "difference": groups.accuracy(own) - groups.accuracy(other), "low": low, "high": high,
+            "spread": single.std(0, ddof=1) if len(single) > 1 else np.nan,
+            "seeds": len(own), "their_seeds": len(other),
+            "same": set(ours["study"]) == set(theirs["study"]),
+        }
+    )  # fmt: skip
+
+
+def verdict(table: pd.DataFrame) -> str:
+    """What :func:`beside` comes to, in words.
+
+    Of intervals that hold in 95 % of cases, one in twenty misses by chance; so a few differences are
+    no disagreement. It is called one where more of them exclude zero than happens to independent
+    intervals in one case of twenty.
+    """
+    if table.empty:
+        return "No published run has this data, target, groups, network, method, remedy and budget."
+    from scipy.stats import binom
+
+    apart = table[(table["low"] > 0) | (table["high"] < 0)]
+    n, allowed = len(table), int(binom.ppf(0.95, len(table), 0.05))
+    seeds = f"{table['seeds'].max()} against {table['their_seeds'].max()} seeds"
+    said = f"{len(apart)} of {n} accuracies differ by more than their 95 % interval ({seeds}; "
+    said += f"up to {allowed} may by chance). "
+    if len(apart) <= allowed:
+        said += "**The rerun agrees with the published run.**"
+    else:
+        said += "**The rerun differs from the published run**: " + "; ".join(
+            map(_named, _rows(apart))
+        )
+        said += "."
+    if not table["same"].all():
+        said += " The two were not trained with the same settings."
+    return said
+
+
+def _rows(table: pd.DataFrame) -> list[dict]:
+    return table.to_dict("records")
+
+
+def _named(row: dict) -> str:
+    remedy = "" if row["remedy"] == "plain" else f", {named(row['remedy'])}"
+    return (
+        f"{row['group']} at {percent(row['budget'])}, {named(row['method'])}{remedy} "
+        f"({row['difference']:+.1f} points)"
+    ).replace("-", "−")
+
+
+def pretty(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of :func:`beside` for people."""
+    shown = pd.DataFrame(
+        {
+            "method, remedy": [f"{named(r['method'])}, {named(r['remedy'])}" for r in _rows(table)],
+            "ReLUs kept": table["budget"].map(percent),
+            "group": table["group"],
+            "rerun (%)": table["ours"].map("{:.1f}".format),
+            "published (%)": table["theirs"].map("{:.1f}".format),
+            "difference [95 %]": [
+                f"{r['difference']:+.1f} [{r['low']:+.1f}, {r['high']:+.1f}]".replace("-", "−")
+                for r in _rows(table)
+            ],
+            "SD over published seeds": [
+                "one seed" if np.isnan(s) else f"{s:.1f}" for s in table["spread"]
+            ],
+        }
+    )
+    return shown.set_index(["method, remedy", "ReLUs kept", "group"])
