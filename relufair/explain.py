@@ -245,6 +245,11 @@ def _account(pipe: Pipeline, units: int, _: Path) -> Artifact:
 def bounds(table: pd.DataFrame) -> pd.DataFrame:
     """Both sides of Theorem 4.4 on the training set, without its remainder: the table's first method.
 
+    The theorem has a further term of third order. Where the inequality fails, that term is not
+    negligible, which refutes nothing; where it holds, it can hold for want of any tightness. And the
+    right side knows nothing of the activations: with the weights kept and ReLUs removed it is zero,
+    and the left is not.
+
     Returns:
         A row a budget × group, averaged over seeds, with the columns ``excess loss`` (left
         side), ``gradient term``, ``curvature term``, ``bound`` (right side) and ``holds``, the share

@@ -1,4 +1,4 @@
-r"""Geometry of a network on a group: gradient, curvature, distance to the boundary, and two bounds.
+r"""Geometry of a network on a group: gradient, curvature, distance to the boundary, and a bound.
 
 The paper explains who loses accuracy by three measures of the network with all its ReLUs: the norm of
 the gradient of a group's loss, the largest eigenvalue of its Hessian (both in Theorem 4.4), and the
@@ -478,47 +478,6 @@ def losses(net: nn.Module, samples: Samples, size: int = BATCH) -> dict[int, flo
     z = training.logits(net, samples, size=size).cpu().double()
     each = F.cross_entropy(z, samples.labels.cpu(), reduction="none")
     return {group: each[index.cpu()].mean().item() for group, index in members(samples).items()}
-
-
-def excess_risk(
-    teacher: nn.Module,
-    student: nn.Module,
-    samples: Samples,
-    gradients: pd.DataFrame | None = None,
-    curvatures: pd.DataFrame | None = None,
-) -> pd.DataFrame:
-    r"""Both sides of Theorem 4.4, by group, without its remainder.
-
-    .. math:: J(\tilde\theta; S^a) - J(\theta; S^a) \;\lesssim\;
-        \|g_a\| \, \|\tilde\theta - \theta\| + \tfrac12 \lambda(H_a) \|\tilde\theta - \theta\|^2.
-
-    The theorem has a further term of third order. Where the inequality fails, that term is not
-    negligible, which refutes nothing; where it holds, it can hold for want of any tightness. And the
-    right side knows nothing of the activations: with the weights kept and ReLUs removed it is zero,
-    and the left is not.
-
-    Args:
-        teacher: the network before, with :math:`\theta`.
-        student: the network after, with :math:`\tilde\theta` and any masks.
-        samples: those whose groups are compared.
-        gradients, curvatures: of the teacher, as from :func:`gradient_norms` and
-            :func:`eigenvalues`; computed where not given.
-
-    Returns:
-        A row a group with the columns ``group``, ``n``, ``excess`` (left side), ``gradient_term``,
-        ``curvature_term``, ``bound`` (their sum) and ``holds``.
-    """
-    gradients = gradient_norms(teacher, samples) if gradients is None else gradients
-    curvatures = eigenvalues(teacher, samples) if curvatures is None else curvatures
-    step = weight_change(teacher, student)["change"].iloc[-1]
-    before, after = losses(teacher, samples), losses(student, samples)
-    table = gradients[["group", "n"]].assign(
-        excess=[after[g] - before[g] for g in gradients["group"]],
-        gradient_term=gradients["gradient"] * step,
-        curvature_term=gradients["group"].map(curvatures.set_index("group")["value"]) * step**2 / 2,
-    )
-    bound = table["gradient_term"] + table["curvature_term"]
-    return table.assign(bound=bound, holds=table["excess"] <= bound)
 
 
 class _Logit(nn.Module):
