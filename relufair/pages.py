@@ -1,0 +1,74 @@
+"""Pages of published results: a cell whose results are not there says so, and so do those that need it.
+
+Without this, one missing row would end the whole page. Errors of any other kind still do.
+"""
+
+from __future__ import annotations
+
+import ast
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from relufair.store import NotPublished
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+HIDDEN = "remove-cell"
+GOES_ON = "raises-exception"
+
+
+class Missing:
+    """Stands for what a cell could not compute: any use of it is an error that says what is missing."""
+
+    def __init__(self, error: NotPublished):
+        object.__setattr__(self, "_error", error)
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise self._error
+
+    __getattr__ = __getitem__ = __call__ = __iter__ = __len__ = __bool__ = _refuse
+
+
+def assigned(source: str) -> set[str]:
+    """The names that the statements of a cell assign.
+
+    >>> sorted(assigned("a, b = f()\\nif a:\\n    c = d = a.x = 1"))
+    ['a', 'b', 'c', 'd']
+    """
+    names = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
+    return {node.id for node in names if isinstance(node.ctx, ast.Store)}
+
+
+def announce_missing() -> None:
+    """In the running notebook, let :class:`NotPublished` be shown in place of a cell's output.
+
+    The names that the cell would have assigned become :class:`Missing`, and not what an earlier
+    cell has left in them.
+    """
+    from IPython import get_ipython
+    from IPython.display import Markdown, display
+
+    def show(shell: Any, _: type, error: NotPublished, *__: Any, **___: Any) -> None:
+        display(Markdown(f"**Not published yet.** {error}"))
+        shell.user_ns |= dict.fromkeys(assigned(shell.user_ns["In"][-1]), Missing(error))
+
+    get_ipython().set_custom_exc((NotPublished,), show)
+
+
+def prepare(notebook: NotebookNode) -> NotebookNode:
+    """Let the notebook announce what is missing, and go on with the next cell."""
+    from nbformat.v4 import new_code_cell
+
+    for cell in notebook.cells:
+        cell.metadata["tags"] = [*cell.metadata.get("tags", []), GOES_ON]
+    call = "from relufair import pages\n\npages.announce_missing()"
+    notebook.cells.insert(0, new_code_cell(call, metadata={"tags": [HIDDEN]}))
+    return notebook
+
+
+def restore(notebook: NotebookNode) -> NotebookNode:
+    """Take back what :func:`prepare` has added to the executed notebook."""
+    notebook.cells = [c for c in notebook.cells if HIDDEN not in c.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        cell.metadata["tags"] = [tag for tag in cell.metadata["tags"] if tag != GOES_ON]
+    return notebook

@@ -1,0 +1,62 @@
+"""What a page says where a result is not published."""
+
+import nbformat
+import papermill
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from relufair import pages
+from relufair.store import NotPublished
+
+CELLS = """
+from relufair.store import NotPublished
+===
+table = "an old one"
+===
+raise_it = True
+if raise_it:
+    raise NotPublished("predictions", "abc")
+table = 1
+===
+table["group"]
+===
+print("goes on")
+"""
+
+
+def execute(tmp_path, source=CELLS):
+    cells = [new_code_cell(text.strip()) for text in source.split("===")]
+    prepared = pages.prepare(new_notebook(cells=cells))
+    path = tmp_path / "page.ipynb"
+    papermill.execute_notebook(
+        prepared, str(path), kernel_name="python3", progress_bar=False, log_output=False
+    )
+    return pages.restore(nbformat.read(path, 4))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_missing_result_is_said_where_it_is_needed(tmp_path):
+    """In its own cell and in the ones that use its names, which are not the old ones; then it goes on."""
+    page = execute(tmp_path)
+    shown = [cell.outputs for cell in page.cells if cell.cell_type == "code"]
+    assert len(shown) == 5 and not shown[0] and not shown[1]
+    for outputs in shown[2:4]:
+        (output,) = outputs
+        said = output["data"]["text/markdown"]
+        assert said.startswith("**Not published yet.**") and "abc" in said
+    assert shown[4][0]["text"] == "goes on\n"
+    assert not any({pages.GOES_ON, pages.HIDDEN} & set(c.metadata["tags"]) for c in page.cells)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_another_error_is_an_error(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="ZeroDivisionError"):
+        execute(tmp_path, "1 / 0\n===\n2")
+
+
+@pytest.mark.parametrize(
+    "use", [bool, len, list, lambda m: m.x, lambda m: m["x"], lambda m: m(1), lambda m: [*m]]
+)
+def test_nothing_can_be_done_with_what_is_missing(use):
+    with pytest.raises(NotPublished):
+        use(pages.Missing(NotPublished("predictions", "abc")))
