@@ -19,11 +19,12 @@ is reproduced if it holds in every case computed, and not reproduced if one case
 
 Rows are of one tier and one width: of ``paper`` if it can answer with at least ``FEWEST`` seeds, else
 of ``laptop``; those of ``ci`` never count. The intervals of accuracies are those of
-:mod:`relufair.groups`, over seeds and images. Numbers from several budgets or tables redraw the images of
-each apart, so their intervals are wider than paired ones. Where the largest of several numbers counts,
-the intervals are Bonferroni's, so that chance alone does not make one stand out. Those of a quotient are
-Student's, over seeds, of its logarithm. Those of a rank correlation come from redrawing the groups: five
-of them are the least for which that says anything. The tests are in :mod:`relufair.evidence`.
+:mod:`relufair.groups`, over seeds and images. Numbers from several budgets or tables redraw the images
+of each apart, so their intervals are wider than paired ones. Where the largest of several numbers
+counts, the intervals are Bonferroni's, so that chance alone does not make one stand out. Those of a
+quotient are Student's, over seeds, of its logarithm. Those of a rank correlation come from redrawing
+the groups: five of them are the least for which that says anything. The tests are in
+:mod:`relufair.evidence`.
 """
 
 from __future__ import annotations
@@ -117,10 +118,6 @@ class Verdict:
     tier: str = ""
     rows: str = ""
 
-    def words(self) -> str:
-        """The verdict, and that it is not settled if so."""
-        return self.verdict if self.settled else f"{self.verdict} (not settled)"
-
 
 # The file -----------------------------------------------------------------------------------------
 
@@ -161,6 +158,7 @@ def _claim(entry: dict[str, Any], tables: dict[str, dict[str, Any]]) -> Claim:
             continue
         _demand(used in tables, name, key, used, f"none, {', '.join(tables)}")
         own = tables[used]
+        _demand(own["of"] in TESTS, name, f"{key}: of", own["of"], ", ".join(TESTS))
         found[key] = (USUAL if own["of"] in ("tally", "geometry") else {}) | own
     _check_test(found, name)
     places = [project_root() / place.format(found["chapter"]) for place in
@@ -188,6 +186,11 @@ def _check_test(found: dict[str, Any], name: str) -> None:
         _demand(not unknown, name, "statements", statements, ", ".join(bounds.STATEMENTS))
     needed = 0 if found["test"] == "holds" else 1
     _demand(len(given) == needed, name, "threshold", given, f"{needed} of {', '.join(SIDES)}")
+    for side in given:
+        numbers = np.ravel(found[side])
+        right = len(numbers) == (2 if side == "within" else 1) and numbers.dtype.kind in "if"
+        _demand(right and (np.diff(numbers) > 0).all(), name, side, found[side],
+                "a number, or for within two, the smaller first")  # fmt: skip
 
 
 # The verdict --------------------------------------------------------------------------------------
@@ -221,13 +224,13 @@ def _evaluate(claim: Claim, tables: Tables, tier: str) -> Verdict:
     of, test = claim.table["of"], TESTS[claim.table["of"]][claim.test]
     arguments = {name: _at(tier, value) for name, value in claim.arguments.items()}
     chosen = [_select(tables[of], own, tier) for own in (claim.table, claim.against) if own]
-    about = {"tier": tier, "rows": _about(chosen[0])}
+    about = {"tier": tier, "rows": " against ".join(map(_about, chosen))}
     if of == "theory":
         found = test(chosen[0], **arguments)
         verdict = REPRODUCED if found["as_expected"].all() else NOT_REPRODUCED
         said = "; ".join(f"{row.computed}: {row.found}" for row in found.itertuples())
         return Verdict(claim.id, claim.definition, verdict, found=said, **about)
-    if of in ("tally", "toy"):
+    if of != "sources":
         chosen = _complete(chosen, arguments)
     first, *others = (test(rows, **arguments) for rows in chosen)
     estimate = _over_seeds if test is quotient else _over_draws
@@ -276,9 +279,15 @@ def _select(table: pd.DataFrame, where: dict[str, Any], tier: str) -> pd.DataFra
 
 
 def _complete(chosen: list[pd.DataFrame], arguments: dict[str, Any]) -> list[pd.DataFrame]:
-    """The rows at the budgets of a test, of the seeds that have them all in every table."""
-    budgets = arguments.get("budgets") or [arguments.get(name) for name in ("budget", "since")]
-    budgets = {b for b in budgets if b is not None} or {1.0}
+    """The rows at the budgets of a test, of the seeds that have them all in every table.
+
+    Raises:
+        NotRun: if there are too few, or the tables are of different widths.
+    """
+    named = [arguments.get(name) for name in ("budget", "since", "at")]
+    budgets = set(arguments.get("budgets", [b for b in named if b is not None])) or {1.0}
+    if len({rows["width"].iloc[0] for rows in chosen if "width" in rows}) > 1:
+        raise NotRun
     chosen = [rows[rows["budget"].isin(budgets)] for rows in chosen]
     full = [rows.groupby("seed")["budget"].nunique() == len(budgets) for rows in chosen]
     seeds = set.intersection(*(set(there.index[there]) for there in full))
@@ -290,6 +299,8 @@ def _complete(chosen: list[pd.DataFrame], arguments: dict[str, Any]) -> list[pd.
 def _over_draws(draws: np.ndarray) -> tuple[float, float, float]:
     """The number, or the largest of several with the largest ends of their joint intervals."""
     draws = draws.reshape(len(draws), -1)
+    if np.isnan(draws[0]).any():  # of a group that is never right, or of groups that are all alike
+        raise NotRun
     tail = 2.5 / draws.shape[1]
     low, high = np.nanpercentile(draws[1:], [tail, 100 - tail], axis=0)
     return float(draws[0].max()), float(low.max()), float(high.max())
@@ -297,9 +308,6 @@ def _over_draws(draws: np.ndarray) -> tuple[float, float, float]:
 
 def _over_seeds(logs: pd.Series) -> tuple[float, float, float]:
     """Geometric mean over seeds with Student's interval."""
-    logs = logs.dropna()
-    if len(logs) < FEWEST:
-        raise NotRun
     half = stats.t.ppf(0.975, len(logs) - 1) * logs.std() / np.sqrt(len(logs))
     return tuple(np.exp([logs.mean(), logs.mean() - half, logs.mean() + half]).tolist())
 
