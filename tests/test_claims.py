@@ -9,7 +9,7 @@ import pytest
 import yaml
 from matplotlib.testing.compare import compare_images
 
-from relufair import bounds, claims, evidence, plots, scoreboard
+from relufair import bounds, claims, evidence, groups, plots, scoreboard
 from relufair.claims import NOT_REPRODUCED, NOT_RUN, NOT_TESTABLE, PARTLY, REPRODUCED, Claim
 from relufair.store import project_root
 
@@ -120,6 +120,8 @@ FEW = {"n": 50}  # so few images that 10 points settle nothing
         ("changed", {"budget": 0.1}, {"below": 1}, {"after": {}}, (REPRODUCED, True), "0 images"),
         ("changed", {"budget": 0.1}, {"below": 1}, {"after": {"small": 79}},
          (NOT_REPRODUCED, True), "80 ["),
+        ("changed", {"budget": 0.1}, {"above": 40}, {"after": {}, "n": 600, "flips": 10},
+         (REPRODUCED, True), "120 ["),
         ("shares", {"shares": {"small": 7.7, "large": 69.0}}, {"below": 0.5}, {"after": {}},
          (REPRODUCED, True), "0.2 points"),
         ("shares", {"shares": {"small": 9.7, "large": 69.0}}, {"below": 0.5}, {"after": {}},
@@ -133,6 +135,44 @@ def test_a_tally_gets_the_verdict_it_deserves(test, arguments, side, table, expe
     assert words.startswith(found)
 
 
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        ((2, 1.1, 2.9), (REPRODUCED, True)),
+        ((2, 1, 2.9), (PARTLY, False)),  # an end on the threshold is not inside
+        ((2, 1.1, 3), (PARTLY, False)),
+        ((1, 0.5, 1.5), (NOT_REPRODUCED, False)),
+        ((0.5, 0, 1), (NOT_REPRODUCED, True)),
+        ((4, 3, 5), (NOT_REPRODUCED, True)),
+        ((4, 0, 5), (NOT_REPRODUCED, False)),
+    ],
+)
+def test_the_verdict_follows_the_rules(interval, expected):
+    """Where the claim is a number between 1 and 3."""
+    assert claims.judge(*interval, 1, 3) == expected
+
+
+def test_a_gap_that_was_there_before_is_no_growth():
+    """In the base the smallest group lies 20 points behind, after it 10."""
+    table = tally({"small": 70})
+    table.loc[table["group"] == "small", "base"] = 2400
+    table["both"] = table[["base", "correct"]].min(axis=1)
+    own = claim("gap", arguments={"budget": 0.1}, below=0)
+    *judged, found = verdict(own, table)
+    assert tuple(judged) == (REPRODUCED, True) and found.startswith("−10.0 [")
+
+
+def test_of_several_numbers_the_interval_is_wider():
+    """Of six equal numbers one stands out by chance; by itself its interval is narrower."""
+    table = tally(dict.fromkeys(SIZES, 78), dict.fromkeys(SIZES, 78), n=400, flips=30)
+    every = claim("worst", arguments={"budgets": [0.5, 0.1]}, below=0)
+    one = claim(
+        "level", arguments={"group": "small", "budget": 0.1, "measure": "drop_points"}, below=0
+    )
+    every, one = (claims.evaluate(own, {"tally": table}) for own in (every, one))
+    assert every.number == one.number and every.high > one.high + 0.3
+
+
 def test_one_group_that_may_lose_leaves_it_open_whether_all_gain():
     """The largest of noisy numbers is above zero by chance; that settles nothing."""
     table = tally({"large": 90, "middle": 90, "small": 78}, n=60, flips=4)
@@ -142,8 +182,6 @@ def test_one_group_that_may_lose_leaves_it_open_whether_all_gain():
 
 def test_with_one_budget_the_intervals_are_those_of_the_chapters():
     """Value, low and high of :func:`relufair.groups.by_group` and ``disparity``, to the digit."""
-    from relufair import groups
-
     table = tally({"small": 60}, n=200)
     shown = groups.by_group(table).query("measure == 'relative_drop' and budget == 0.1")
     shown = shown.set_index("group").loc["small", ["value", "low", "high"]]
@@ -160,7 +198,8 @@ def test_with_one_budget_the_intervals_are_those_of_the_chapters():
 def test_a_second_table_is_taken_off_the_first():
     """By the seeds that both have; the words name both."""
     both = pd.concat([
-        tally({"small": 60}, method="deepreduce", study="two", seeds=(0, 1, 2)),
+        tally({"small": 60}, method="deepreduce", study="two"),
+        tally({"small": 0}, method="deepreduce", study="two", seeds=[2]),
         tally({"small": 70}),
     ])  # fmt: skip
     table = {"of": "tally", "dataset": "faces"}
@@ -199,6 +238,8 @@ def test_a_quotient_gets_the_verdict_it_deserves(small, expected):
         assert tuple(judged) == expected
         mean = np.sqrt(small[0] * small[1]) / 2
         assert found.startswith(f"{mean:.2f} [") and found.endswith(" times")
+        low = mean * np.exp(-12.706 / 2 * np.abs(np.diff(np.log(small))[0]))  # Student's, 2 seeds
+        assert f"[{low:.2f}, " in found
 
 
 def test_quotients_of_two_tables():
@@ -341,11 +382,7 @@ def written(tmp_path, *entries):
 def test_a_good_entry_is_read(tmp_path):
     """Its table is spelled out."""
     (own,) = written(tmp_path, GOOD)
-    assert own.table == evidence_table() and own.claimed == (0, np.inf)
-
-
-def evidence_table():
-    return {"of": "tally"} | claims.USUAL
+    assert own.table == {"of": "tally"} | claims.USUAL and own.claimed == (0, np.inf)
 
 
 @pytest.mark.parametrize(
