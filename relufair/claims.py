@@ -82,13 +82,13 @@ class Claim:
 
     @property
     def definition(self) -> str:
-        """A digest of what decides the claim: table, test, arguments and threshold."""
+        """A digest of what decides the claim, which is table, test, arguments and threshold."""
         names = ("table", "against", "test", "arguments", *SIDES)
         return key_of("claim", 1, {name: getattr(self, name) for name in names})[:12]
 
     @property
     def unit(self) -> str:
-        """Of the number: ``images``, ``points``, ``%``, ``times``, or none for a rank correlation."""
+        """The number's, ``images``, ``points``, ``%``, ``times``, or none for a rank correlation."""
         points = self.against or self.arguments.get("measure") == "drop_points"
         return UNITS.get(self.test, "%" if self.test == "level" and not points else "points")
 

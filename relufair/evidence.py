@@ -172,14 +172,15 @@ def correlation(
     """Rank correlation over groups, averaged over seeds, of a measure with an outcome at a budget.
 
     Args:
-        rows: the long table of :mod:`relufair.explain`, with the outcomes of :func:`published`.
+        rows: the long table of :mod:`relufair.explain`, with the outcomes of
+            :func:`relufair.claims.published`.
         measure, split: of it.
         budget: of the outcome, and of the measure unless ``at`` is given.
         outcome: ``accuracy``, ``relative_drop``, or ``size`` in training.
         at: budget of the measure.
 
     Returns:
-        (1 + draws,): of all groups, and of groups redrawn.
+        An array (1 + draws,), of all groups, and of groups redrawn.
     """
     x = _by_seed(rows, measure, split, at or budget)
     own = rows[rows["budget"] == budget].groupby(["seed", "group"])[outcome].first()
