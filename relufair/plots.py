@@ -775,3 +775,28 @@ def thinning(table: pd.DataFrame, note: str = "") -> Figure:
         axis.minorticks_off()
     _legend(figure, axes[0], columns=4)
     return figure
+
+
+def scoreboard(counts: pd.DataFrame) -> Figure:
+    """How many claims have each verdict: one bar, hatched where it is not settled.
+
+    Args:
+        counts: of :func:`relufair.scoreboard.score`.
+    """
+    figure, axes = _figure(1, "hatched: not settled", height=1.6)
+    axis, left, palette = axes[0, 0], 0, sns.color_palette("colorblind")
+    colours = [palette[0], palette[9], palette[3], "0.6", "0.85"]
+    for colour, (verdict, row) in zip(colours, counts.iterrows(), strict=True):
+        start = left
+        for hatch, n in zip((None, "///"), row, strict=True):
+            axis.barh(0, n, left=left, color=colour, hatch=hatch, edgecolor="white", height=0.5)
+            left += n
+        label = f"{row.sum()} {verdict}"
+        axis.barh(0, 0, color=colour, label=label)
+        if row.sum():
+            axis.text((start + left) / 2, 0.32, row.sum(), ha="center", va="bottom", fontsize=9)
+    axis.set(xlim=(0, max(left, 1)), ylim=(-0.3, 0.6), yticks=[], xlabel="claims")
+    axis.grid(False)
+    axis.spines["left"].set_visible(False)
+    _legend(figure, axis, columns=3)
+    return figure

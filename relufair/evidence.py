@@ -1,0 +1,216 @@
+"""The tests of the ledger: what number in which table speaks for or against a claim.
+
+A test gets the rows of one table and returns its number: on a tally and in a :func:`correlation` as an
+array (1 + draws,), of which the first is the number as counted and the others are redrawn, or
+(1 + draws, k) where the largest of k numbers counts; in a :func:`quotient` as a logarithm a seed.
+:mod:`relufair.claims` makes intervals and verdicts of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from relufair import bounds, groups
+
+FEWEST = 2  # seeds, below which nothing is said
+# Of each test's number; those not named here are differences in points.
+UNITS = {"images": "images", "changed": "images", "ratio": "times", "quotient": "times", "order": "",
+         "correlation": ""}  # fmt: skip
+
+
+class NotRun(Exception):
+    """The rows that a test needs are not there."""
+
+
+# Tests on a tally ---------------------------------------------------------------------------------
+
+
+def _redrawn(rows: pd.DataFrame, budgets: Sequence[float]) -> tuple[np.ndarray, list[str]]:
+    """Counts (1 + draws, budgets, seeds, groups + 1, 4), first as they are, and the names.
+
+    With one budget, these are the draws of :mod:`relufair.groups`.
+    """
+    parts = [groups.cells(rows[rows["budget"] == budget]) for budget in budgets]
+    flat = np.concatenate([counts[:, :-1] for counts, _ in parts], axis=1)
+    flat = np.concatenate([flat, flat.sum(1, keepdims=True)], axis=1)
+    every = np.concatenate([flat[None], groups.resample(flat, np.random.default_rng(0))])
+    every = every[:, :, :-1].reshape(*every.shape[:2], len(budgets), -1, 4).swapaxes(1, 2)
+    return np.concatenate([every, every.sum(3, keepdims=True)], axis=3), parts[0][1]
+
+
+def _measured(rows: pd.DataFrame, measure: str, budgets: Sequence[float]) -> dict[str, np.ndarray]:
+    """``measure`` (1 + draws, budgets) of each group, of all, of the largest and of the smallest."""
+    counts, names = _redrawn(rows, budgets)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = np.moveaxis(groups.MEASURES[measure](counts), -1, 0)
+    found = dict(zip(names, values, strict=True))
+    large, small = groups.extremes(rows)
+    return found | {"largest": found[large], "smallest": found[small]}
+
+
+def _order(rows: pd.DataFrame) -> list[str]:
+    """The groups with enough test images, largest first."""
+    sizes = groups.sizes(rows)
+    return list(sizes[sizes["n"] >= groups.FEWEST].index)
+
+
+def level(
+    rows: pd.DataFrame, group: str, budget: float, measure: str = "relative_drop"
+) -> np.ndarray:
+    """A measure of one group (a name, ``smallest``, ``largest`` or ``all``) at a budget."""
+    return _measured(rows, measure, [budget])[group][:, 0]
+
+
+def ratio(rows: pd.DataFrame, group: str, budget: float, since: float) -> np.ndarray:
+    """Relative drop of a group at a budget, in multiples of that at ``since``; 0 if it had none."""
+    after, before = _measured(rows, "relative_drop", [budget, since])[group].T
+    return np.where(before > 0, after / np.where(before > 0, before, 1), 0)
+
+
+def excess(
+    rows: pd.DataFrame, budget: float, since: float | None = None, ends: int = 1
+) -> np.ndarray:
+    """Relative drop of the smallest group minus that of the largest, or what it rose by ``since``.
+
+    With ``ends``, of so many groups at either end, averaged.
+    """
+    own = _measured(rows, "relative_drop", [budget] if since is None else [budget, since])
+    order = _order(rows)
+    small, large = (np.mean([own[g] for g in side], axis=0) for side in
+                    (order[-ends:], order[:ends]))  # fmt: skip
+    apart = small - large
+    return apart[:, 0] if since is None else apart[:, 0] - apart[:, 1]
+
+
+def order(rows: pd.DataFrame, budget: float) -> np.ndarray:
+    """Rank correlation, over groups, of relative drop and size in training."""
+    own, names = _measured(rows, "relative_drop", [budget]), _order(rows)
+    drops = np.stack([own[name][:, 0] for name in names], axis=-1)
+    return _spearman(drops, groups.sizes(rows)["train_n"][names].to_numpy())
+
+
+def worst(rows: pd.DataFrame, budgets: Sequence[float]) -> np.ndarray:
+    """Drops, in points, of every group at every budget, of which the largest counts."""
+    own = _measured(rows, "drop_points", budgets)
+    return np.concatenate([own[name] for name in _order(rows)], axis=-1)
+
+
+def gap(rows: pd.DataFrame, budget: float) -> np.ndarray:
+    """By how many points the best and the worst group are farther apart than in the base."""
+    after, lost = (_measured(rows, m, [budget]) for m in ("accuracy", "drop_points"))
+    after, lost = (np.stack([own[g][:, 0] for g in _order(rows)]) for own in (after, lost))
+    return np.ptp(after, axis=0) - np.ptp(after + lost, axis=0)
+
+
+def jump(rows: pd.DataFrame, budgets: Sequence[float]) -> np.ndarray:
+    """The largest change of accuracy on everyone, in points, between neighbouring budgets."""
+    return np.abs(np.diff(_measured(rows, "accuracy", budgets)[groups.ALL])).max(-1)
+
+
+def apart(rows: pd.DataFrame, budget: float, accuracies: dict[str, float]) -> np.ndarray:
+    """How far, in points, groups' accuracies are from the given ones; the farthest counts."""
+    own = _measured(rows, "accuracy", [budget])
+    return np.stack([np.abs(own[g][:, 0] - said) for g, said in accuracies.items()], axis=-1)
+
+
+def changed(rows: pd.DataFrame, budget: float) -> np.ndarray:
+    """Test images, over all seeds, that are right in just one of network and base."""
+    counts, _ = _redrawn(rows, [budget])
+    return counts[:, 0, :, -1, 1:3].sum((1, 2))
+
+
+def shares(rows: pd.DataFrame, shares: dict[str, float]) -> np.ndarray:
+    """How far, in points, a group's share of the training set is from the given ones; at most."""
+    found = groups.sizes(rows)["train_n"]
+    found = 100 * found / found.sum()
+    return np.full(2, max(abs(found[group] - said) for group, said in shares.items()))
+
+
+# Tests on other tables ------------------------------------------------------------------------------
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Rank correlation along the last axis of ``a`` (..., n) and ``b`` (..., n); nan if constant."""
+    a, b = (stats.rankdata(x, axis=-1) for x in (a, b))
+    a, b = (x - x.mean(-1, keepdims=True) for x in (a, b))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (a * b).sum(-1) / np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+
+
+def _by_seed(rows: pd.DataFrame, measure: str, split: str, budget: float) -> pd.DataFrame:
+    """The measure, a row a seed and a column a group."""
+    own = rows[(rows["measure"] == measure) & (rows["split"] == split) & (rows["budget"] == budget)]
+    wide = own.pivot(index="seed", columns="group", values="value")
+    if len(wide) < FEWEST:
+        raise NotRun
+    return wide
+
+
+def quotient(
+    rows: pd.DataFrame, measure: str, budget: float, group: str, to: str | None = None,
+    since: float | None = None, split: str = "train",
+) -> pd.Series:  # fmt: skip
+    """Logarithm, by seed, of a measure of one group; over that of group ``to``, or of ``since``."""
+    sizes = rows[(rows["split"] == "train") & (rows["group"] != groups.ALL)]
+    sizes = sizes[sizes["measure"] == "gradient"].groupby("group")["n"].first()
+    ends = {"largest": sizes.idxmax(), "smallest": sizes.idxmin()}
+    own = np.log(_by_seed(rows, measure, split, budget)[ends.get(group, group)])
+    if to is None and since is None:
+        return own
+    other = _by_seed(rows, measure, split, since or budget)[ends.get(to or group, to or group)]
+    return (own - np.log(other)).dropna()
+
+
+def correlation(
+    rows: pd.DataFrame, measure: str, budget: float, outcome: str, at: float | None = None,
+    split: str = "train",
+) -> np.ndarray:  # fmt: skip
+    """Rank correlation over groups, averaged over seeds, of a measure with an outcome at a budget.
+
+    Args:
+        rows: the long table of :mod:`relufair.explain`, with the outcomes of
+            :func:`relufair.claims.published`.
+        measure, split: of it.
+        budget: of the outcome, and of the measure unless ``at`` is given.
+        outcome: ``accuracy``, ``relative_drop``, or ``size`` in training.
+        at: budget of the measure.
+
+    Returns:
+        An array (1 + draws,), of all groups, and of groups redrawn.
+    """
+    x = _by_seed(rows, measure, split, at or budget)
+    own = rows[rows["budget"] == budget].groupby(["seed", "group"])[outcome].first()
+    y = own.dropna().unstack("group")
+    seeds, names = x.index.intersection(y.index), list(y.columns)
+    if len(seeds) < FEWEST:
+        raise NotRun
+    rng, every = np.random.default_rng(0), np.arange(len(names))
+    index = np.concatenate([every[None], rng.integers(len(names), size=(1000, len(names)))])
+    x, y = (table.loc[seeds, names].to_numpy()[:, index] for table in (x, y))
+    return _spearman(x, y).mean(0)
+
+
+def holds(rows: pd.DataFrame, statements: Sequence[str], expected: str = "holds") -> pd.DataFrame:
+    """The rows of :attr:`relufair.bounds.Theory.checks` with ``as_expected``."""
+    rows = rows.set_index(["section", "statement"])
+    own = rows.loc[[bounds.STATEMENTS[name][:2] for name in statements]]
+    return own.assign(as_expected=own["verdict"] == expected)
+
+
+def images(rows: pd.DataFrame, source: str) -> np.ndarray:
+    """Usable images of a data set as it is distributed."""
+    return np.full(2, rows.set_index("source").loc[source, "images"])
+
+
+_ON_TALLIES = (level, ratio, excess, order, worst, gap, jump, apart, changed, shares)
+TESTS: dict[str, dict[str, Callable]] = {
+    "tally": {test.__name__: test for test in _ON_TALLIES},
+    "toy": {test.__name__: test for test in _ON_TALLIES},
+    "geometry": {"quotient": quotient, "correlation": correlation},
+    "theory": {"holds": holds},
+    "sources": {"images": images},
+}

@@ -1,0 +1,140 @@
+"""The ledger for people: how many claims hold, what became of each, and the page that says so.
+
+All of it shows the published verdicts, ``data/verdicts.csv``; :func:`save` renews them and all that is
+made from them.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from relufair import claims, plots
+from relufair.claims import Claim
+from relufair.store import project_root
+
+SCORE = """\
+<!-- Written by `make claims` from data/claims.yaml and data/verdicts.csv: change those. -->
+
+```{{figure}} figures/scoreboard.png
+:alt: {alternative}
+:width: 100%
+
+{alternative} {{doc}}`/book/claims` lists them.
+```
+
+<!-- The score ends here. -->
+
+{runs}
+"""
+
+
+def score(verdicts: pd.DataFrame | None = None) -> pd.DataFrame:
+    """How many claims have each verdict: a row a verdict, with ``settled`` and ``not settled``."""
+    found = claims.verdicts() if verdicts is None else verdicts
+    settled = found["settled"].map({True: "settled", False: "not settled"})
+    counts = pd.crosstab(found["verdict"], settled)
+    return counts.reindex(
+        index=claims.VERDICTS, columns=["settled", "not settled"], fill_value=0
+    ).rename_axis(index=None, columns=None)
+
+
+def alternative(counts: pd.DataFrame) -> str:
+    """The score in a sentence, which serves those who do not see the figure.
+
+    Args:
+        counts: of :func:`score`.
+    """
+    parts = []
+    for verdict, row in counts.iterrows():
+        open_ = row["not settled"]
+        said = f", {open_} of them not settled" if 0 < open_ < row.sum() else ""
+        parts.append(
+            f"{row.sum()} {verdict}" + (said or (", none of them settled" if open_ else ""))
+        )
+    return f"Of {counts.to_numpy().sum()} claims: {'; '.join(parts)}."
+
+
+def said(name: str) -> str:
+    """The verdict on one claim with its number, for a sentence of a page.
+
+    Raises:
+        KeyError: naming the claim, if there is no verdict on it.
+    """
+    own = claims.verdicts().loc[name]
+    return f"{_verdict(own)}: {_found(own)}" if own["found"] else own["verdict"]
+
+
+def ledger(chapter: str | None = None) -> pd.DataFrame:
+    """For people: the claims, of one chapter or all, each with what decides it and the verdict."""
+    verdicts = claims.verdicts()
+    rows = [
+        {
+            "claim": claim.claim,
+            "where": claim.where,
+            "holds if": _rule(claim),
+            "found": _found(own) if own["found"] else "",
+            "verdict": _verdict(own),
+            "chapter": claim.chapter,
+        }
+        for claim in claims.load()
+        if chapter in (None, claim.chapter)
+        for own in [verdicts.loc[claim.id]]
+    ]
+    return pd.DataFrame(rows)
+
+
+def _verdict(verdict: pd.Series) -> str:
+    return verdict["verdict"] if verdict["settled"] else f"{verdict['verdict']} (not settled)"
+
+
+def _found(verdict: pd.Series) -> str:
+    """The number, with seeds and tier where there are any."""
+    seeds = [f"{verdict['seeds']} seeds"] if verdict["seeds"] else []
+    tier = [f"`{verdict['tier']}`"] if verdict["tier"] not in ("", "every") else []
+    return ", ".join([verdict["found"], *seeds, *tier])
+
+
+def _rule(claim: Claim) -> str:
+    """The threshold in words, with its reason."""
+    unit = f" {claim.unit}" if claim.unit else ""
+    if claim.within is not None:
+        rule = "between {:,g} and {:,g}".format(*claim.within) + unit
+    elif claim.above is None and claim.below is None:
+        return claim.why
+    else:
+        side = "below" if claim.above is None else "above"
+        rule = f"{side} {getattr(claim, side):,g}{unit}"
+    return f"{rule.replace('-', '−')}: {claim.why}"
+
+
+def page() -> str:
+    """The score and the tables of the page ``book/claims.md``, which it includes from ``ledger.md``."""
+    parts = [SCORE.format(alternative=alternative(score()), runs=_runs())]
+    columns = ["claim", "where", "holds if", "found", "verdict"]
+    for chapter, own in ledger().groupby("chapter", sort=False):
+        notebook = (project_root() / "notebooks" / f"{chapter}.ipynb").exists()
+        rows = [columns, ["---"] * len(columns), *own[columns].to_numpy().tolist()]
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        title = f"## {{doc}}`/{'notebooks' if notebook else 'book'}/{chapter}`"
+        parts.append(f"{title}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _runs() -> str:
+    """Which tiers decide how many claims, with how many seeds: a sentence each."""
+    own = claims.verdicts().query("tier not in ('', 'every')")
+    said = []
+    for tier, part in own.groupby("tier", sort=False):
+        seeds = dict.fromkeys(f"{n}" for n in (part["seeds"].min(), part["seeds"].max()))
+        said.append(
+            f"The `{tier}` tier decides {len(part)} claims, with {' to '.join(seeds)} seeds."
+        )
+    return " ".join(said)
+
+
+def save() -> None:
+    """Compute the verdicts anew, and write them, the figure and the page."""
+    root = project_root()
+    claims.computed().to_csv(root / "data" / "verdicts.csv")
+    plots.scoreboard(score()).savefig(root / "book" / "figures" / "scoreboard.png", dpi=160)
+    (root / "book" / "ledger.md").write_text(page(), encoding="utf-8")
