@@ -35,7 +35,9 @@ class Unseen:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: np.ndarray) -> Unseen:
+    def __getitem__(self, index: np.ndarray | slice) -> Unseen:
+        if not isinstance(index, np.ndarray | slice):
+            self.__array__()
         return Unseen(len(np.arange(len(self))[index]), self.shape[1:])
 
     def __array__(self, *_: object, **__: object) -> np.ndarray:

@@ -99,7 +99,7 @@ class AllKept(Matched, Finetuned):
 
     @cached_property
     def reached(self) -> dict[int, int]:
-        return dict.fromkeys(self.units, masks.total(self.network(masked=True)))
+        return dict.fromkeys(self.units, self.relus)
 
     def snapshot_config(self, units: int) -> dict[str, Any]:
         as_long_as = key_of("snapshot", VERSIONS["snapshot"], self.search.snapshot_config(units))

@@ -138,8 +138,12 @@ class Pipeline(ABC):
     @cached_property
     def units(self) -> dict[int, float]:
         """The budgets by their number of ReLUs."""
-        relus = masks.total(self.network(masked=True))
-        return {masks.units(budget, relus): budget for budget in self.run.budgets}
+        return {masks.units(budget, self.relus): budget for budget in self.run.budgets}
+
+    @cached_property
+    def relus(self) -> int:
+        """How many ReLUs the network has."""
+        return masks.total(self.network(masked=True))
 
     # The stages, each as its configuration (its identity) and its artifact
 
@@ -270,7 +274,7 @@ class Pipeline(ABC):
     def measure(self, split: str = "test") -> pd.DataFrame:
         """The tally of this run, see :mod:`relufair.groups`, on ``test`` or ``validation``."""
         run, part, sizes = self.run, getattr(self.splits, split), self.splits.train.sizes()
-        relus = {None: masks.total(self.network(masked=True))} | self.reached
+        relus = {None: self.relus} | self.reached
         found = {units: self.predictions(units) for units in relus}
         bases = self.bases(found)
         rows = [
