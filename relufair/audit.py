@@ -25,12 +25,12 @@ from relufair.explain import BATCH
 from relufair.linearize import deepreduce
 from relufair.mitigation import Remedied
 from relufair.objectives import Batch, Objective
-from relufair.pipeline import Run, Trained, arrays
+from relufair.pipeline import Run, Trained, arrays, stored
 from relufair.sources import data_folder
-from relufair.store import Artifact, Store
+from relufair.store import Store
 from relufair.training import Samples
 
-VERSIONS = {"epochs": 1, "leakage": 1, "thinning": 1}
+VERSIONS = {"twins": 1, "epochs": 1, "leakage": 1, "thinning": 1}
 PENALTIES = {"plain": "none", "detached": "detached", "algorithm1": "live"}
 STUDENTS = ("deepreduce", "deepreduce_untaught")
 SPLITS = ("validation", "test")
@@ -87,16 +87,9 @@ class Audit(Remedied):
             A row a method × seed × budget × distillation × penalty with ``same`` and ``apart``, the
             largest difference of a number in the network from the one without a penalty.
         """
-        rows = []
-        for cures in (self.cures()[: len(PENALTIES)], self.cures()[len(PENALTIES) :]):
-            pipes = (self._pipelines([cure], folder, store) for cure in cures)
-            for plain, *others in zip(*pipes, strict=True):
-                for units, other in itertools.product(plain.reached, others):
-                    about = _about(plain, units) | {"penalty": PENALTIES[other.run.remedy.name]}
-                    about["distillation"] = "1/C" if other.run.remedy.per_class else "1"
-                    found = _apart(plain.linear(units).arrays, other.linear(units).arrays)
-                    rows.append(about | found)
-        return pd.DataFrame(rows)
+        cures = [cure for cure in self.cures() if cure.name != "plain"]
+        tables = self._in_turn(self._pipelines(cures, folder, store), _twins)
+        return pd.concat(tables, ignore_index=True)
 
     def epochs(self, folder: Path | None = None, store: Store | None = None) -> pd.DataFrame:
         """What the network gets right after each epoch of its finetune.
@@ -105,12 +98,7 @@ class Audit(Remedied):
             A row a method × seed × budget × epoch × split × group with ``n``, ``correct`` and
             ``same``, whether the network that was watched ended, bit for bit, as the one that was not.
         """
-        pipes = self._pipelines([PLAIN], folder, store)
-        tables = [
-            _stored("epochs", pipe, units, _grouped(pipe), _watch).assign(**_about(pipe, units))
-            for pipe in pipes
-            for units in pipe.reached
-        ]
+        tables = self._in_turn(self._pipelines([PLAIN], folder, store), _epochs)
         return pd.concat(tables, ignore_index=True)
 
     def leakage(self, folder: Path | None = None, store: Store | None = None) -> pd.DataFrame:
@@ -121,14 +109,7 @@ class Audit(Remedied):
             is ``own`` (the network's own test set), ``other`` (the other split's) or ``seen`` (of
             these, the ones that the network was trained on).
         """
-        tables = []
-        for pipe in self._pipelines([PLAIN], folder, store):
-            run = replace(pipe.run, seed=config.another(pipe.run.seed))
-            other = type(pipe)(run, pipe.store, pipe.folder).splits
-            for units in (None, *pipe.reached):
-                about = _grouped(pipe) | {"own": pipe.splits.digest, "other": other.digest}
-                found = _stored("leakage", pipe, units, about, partial(_leak, other=other.test))
-                tables.append(found.assign(**_about(pipe, units)))
+        tables = self._in_turn(self._pipelines([PLAIN], folder, store), _leakage)
         return pd.concat(tables, ignore_index=True)
 
     def thinning(self, folder: Path | None = None, store: Store | None = None) -> pd.DataFrame:
@@ -146,15 +127,12 @@ class Audit(Remedied):
             images in a mini-batch.
         """
         pipes = self._pipelines([PLAIN], folder, store)[: len(self.seeds)]
-        tables = [
-            _stored("thinning", pipe, None, {}, _thin).assign(seed=pipe.run.seed) for pipe in pipes
-        ]
-        return pd.concat(tables, ignore_index=True)
+        return pd.concat(self._in_turn(pipes, _thinning), ignore_index=True)
 
     def students(self, folder: Path | None = None, store: Store | None = None) -> pd.DataFrame:
         """The tally of DeepReDuce with a trained teacher, and with a random one as released."""
         store, folder = store or Store(), data_folder(folder)
-        self.check_data(folder)
+        self.check_data(folder, store)
         first: list[Run] = self.runs()[: len(self.seeds)]
         runs = [replace(run, method=method) for method in STUDENTS for run in first]
         return self.tallied(runs, folder, store)
@@ -169,23 +147,31 @@ def _grouped(pipe: Trained) -> dict[str, str]:
     return {"groups": pipe.run.choice.groups}
 
 
-def _stored(
-    kind: str,
-    pipe: Trained,
-    units: int | None,
-    about: dict[str, Any],
-    measure: Callable[[Trained, int | None, Path], pd.DataFrame],
-) -> pd.DataFrame:
-    """What ``measure`` finds of one network, from the store if it is there."""
-
-    def compute(work: Path) -> Artifact:
-        return Artifact(tables={"found": measure(pipe, units, work)}, facts=pipe.facts())
-
-    own = {"of": pipe.identity(units)} | about
-    return pipe.store.fetch(kind, VERSIONS[kind], own, compute).tables["found"]
+def _stored(kind: str, pipe: Trained, units: int | None, *rest: Any) -> pd.DataFrame:
+    return stored(kind, VERSIONS[kind], pipe, units, *rest)
 
 
 # Are two networks the same? -----------------------------------------------------------------------
+
+
+def _twins(pipe: Trained) -> pd.DataFrame:
+    """The rows of :meth:`Audit.twins` of one run with a penalty."""
+    cure = pipe.run.remedy
+    plain = type(pipe)(
+        replace(pipe.run, remedy=replace(PLAIN, per_class=cure.per_class)), pipe.store, pipe.folder
+    )
+
+    def measure(_: Trained, units: int, __: Path) -> pd.DataFrame:
+        return pd.DataFrame([_apart(plain.linear(units).arrays, pipe.linear(units).arrays)])
+
+    about = {"penalty": PENALTIES[cure.name], "distillation": "1/C" if cure.per_class else "1"}
+    tables = [
+        _stored("twins", pipe, units, {"plain": plain.identity(units)}, measure).assign(
+            **_about(pipe, units) | about
+        )
+        for units in pipe.reached
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _apart(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -251,6 +237,15 @@ def _right(pipe: Trained, net: nn.Module) -> dict[str, float]:
     return found
 
 
+def _epochs(pipe: Trained) -> pd.DataFrame:
+    """The rows of :meth:`Audit.epochs` of one run."""
+    tables = [
+        _stored("epochs", pipe, units, _grouped(pipe), _watch).assign(**_about(pipe, units))
+        for units in pipe.reached
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
 def _watch(pipe: Trained, units: int, work: Path) -> pd.DataFrame:
     net, log = _watching(pipe).train_last(units, "last training, watched", work)
     same = _apart(arrays(net), pipe.linear(units).arrays)["same"]
@@ -296,6 +291,19 @@ def _choose(table: pd.DataFrame) -> pd.DataFrame:
 # Leakage ------------------------------------------------------------------------------------------
 
 
+def _leakage(pipe: Trained) -> pd.DataFrame:
+    """The rows of :meth:`Audit.leakage` of one run."""
+    run = replace(pipe.run, seed=config.another(pipe.run.seed))
+    other = type(pipe)(run, pipe.store, pipe.folder).splits
+    about = _grouped(pipe) | {"own": pipe.splits.digest, "other": other.digest}
+    leak = partial(_leak, other=other.test)
+    tables = [
+        _stored("leakage", pipe, units, about, leak).assign(**_about(pipe, units))
+        for units in (None, *pipe.reached)
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
 def _leak(pipe: Trained, units: int | None, _: Path, other: GroupedImages) -> pd.DataFrame:
     net, own, names = pipe.net(units), pipe.splits.test, pipe.splits.train.group_names
     seen = np.isin(other.rows, pipe.splits.train.rows)
@@ -317,6 +325,11 @@ def _correct(pipe: Trained, net: nn.Module, part: GroupedImages) -> np.ndarray:
 
 
 # Gradient and curvature against the size of a group -----------------------------------------------
+
+
+def _thinning(pipe: Trained) -> pd.DataFrame:
+    """The rows of :meth:`Audit.thinning` of one run."""
+    return _stored("thinning", pipe, None, {}, _thin).assign(seed=pipe.run.seed)
 
 
 def _thin(pipe: Trained, _: int | None, __: Path) -> pd.DataFrame:

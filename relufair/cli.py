@@ -18,13 +18,16 @@ from typing import Any
 import click
 import yaml
 
-TIERS = ("ci", "laptop", "paper")
+from relufair.cli_results import TIERS, results
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="relufair")
 def main() -> None:
     """Rerun the study of what linearizing ReLUs costs each group."""
+
+
+main.add_command(results)
 
 
 # Notebooks and their parameters -----------------------------------------------------------------
@@ -158,6 +161,13 @@ def run(
 
     What was computed before is taken from the store. An interrupted run goes on where it was.
     """
+    click.echo(run_notebook(notebook, given, tier, data, out))
+
+
+def run_notebook(
+    notebook: str, given: Iterable[str], tier: str | None, data: str | None, out: Path | None
+) -> Path:
+    """Check what was asked, run the notebook, and return the folder with what it leaves."""
     from relufair.sources import data_folder
     from relufair.store import project_root
 
@@ -178,7 +188,7 @@ def run(
         os.environ["RELUFAIR_DATA"] = str(folder.resolve())
     click.echo(f"Running {path.name} into {out}", err=True)
     _execute(path, out / path.name, parameters, root)
-    click.echo(out)
+    return out
 
 
 def _usage(function: Any, *args: Any) -> Any:

@@ -7,18 +7,46 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from relufair import config, sources
 from relufair.sources import SOURCES, Pictures
-from relufair.store import Store
+from relufair.store import Artifact, NotPublished, Store
 
+VERSION = 1  # of the stored splits
+PARTS = ("train", "validation", "test")
 TEST, VALIDATION = 0.2, 0.1  # of all; of what is left
 FEWEST = 13  # images a class needs, so that each part of the split can get one
 PROTOCOL = (0.9,) * 5 + (0.1,) * 5  # share of each class kept for training (Section 5)
+
+
+class Unseen:
+    """Stands for images that are not published: it has their shape, and refuses their pixels."""
+
+    dtype, ndim = np.dtype(np.uint8), 4
+
+    def __init__(self, n: int, shape: Sequence[int]):
+        self.shape = (n, *shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: np.ndarray | slice) -> Unseen:
+        if not isinstance(index, np.ndarray | slice):
+            self.__array__()
+        return Unseen(len(np.arange(len(self))[index]), self.shape[1:])
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise NotPublished("images", "their pixels")
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):  # which Python and NumPy ask for on their own
+            raise AttributeError(name)
+        return self.__array__()
 
 
 @dataclass(frozen=True)
@@ -33,7 +61,7 @@ class GroupedImages:
         classes, group_names: the names.
     """
 
-    images: np.ndarray
+    images: np.ndarray | Unseen
     labels: np.ndarray
     groups: np.ndarray
     rows: np.ndarray
@@ -53,6 +81,11 @@ class GroupedImages:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """C, H, W of an image."""
+        return tuple(self.images.shape[1:])
 
     def take(self, index: np.ndarray) -> GroupedImages:
         """The images at ``index``."""
@@ -178,6 +211,42 @@ class Splits:
     digest: str
     facts: dict
 
+    def parts(self) -> dict[str, GroupedImages]:
+        """The three by name."""
+        return {name: getattr(self, name) for name in PARTS}
+
+    def artifact(self) -> Artifact:
+        """Everything but the pixels: a row an image with ``split``, ``row``, ``label``, ``group``."""
+        table = pd.concat(
+            [
+                pd.DataFrame({"split": n, "row": p.rows, "label": p.labels, "group": p.groups})
+                for n, p in self.parts().items()
+            ],
+            ignore_index=True,
+        )
+        about = {
+            "digest": self.digest, "facts": self.facts, "shape": self.train.shape,
+            "classes": self.train.classes, "group_names": self.train.group_names,
+        }  # fmt: skip
+        return Artifact(tables={"images": table}, facts=about)
+
+    @classmethod
+    def published(cls, found: Artifact) -> Splits:
+        """The splits of an :meth:`artifact`, whose pixels are :class:`Unseen`."""
+        facts, table = found.facts, found.tables["images"]
+        names = tuple(facts["classes"]), tuple(facts["group_names"])
+        parts = {}
+        for name in PARTS:
+            own = table[table["split"] == name]
+            columns = (own[c].to_numpy(np.int64) for c in ("label", "group", "row"))
+            parts[name] = GroupedImages(Unseen(len(own), facts["shape"]), *columns, *names)
+        return cls(**parts, digest=facts["digest"], facts=facts["facts"])
+
+
+def identity(choice: Choice, seed: int) -> dict:
+    """What published splits are known by. Their data are not among it: readers have none."""
+    return {"choice": asdict(choice.resolve()), "seed": seed}
+
 
 def load(choice: Choice, seed: int, folder: Path | None, store: Store) -> Splits:
     """The chosen data, split by ``seed``.
@@ -190,7 +259,16 @@ def load(choice: Choice, seed: int, folder: Path | None, store: Store) -> Splits
         FileNotFoundError: if the data set is not there.
         ValueError: for an unknown attribute, too small a class, or a group without training images.
     """
-    chosen = choice.resolve()
+    about = "splits", VERSION, identity(choice, seed)
+    if store.published:
+        return Splits.published(store.get(*about))
+    splits = _load(choice.resolve(), seed, folder, store)
+    # Kept to be published. With other data in the folder, those of before do not hold.
+    store.fetch(*about, lambda _: splits.artifact(), lambda facts: facts["digest"] == splits.digest)
+    return splits
+
+
+def _load(chosen: Choice, seed: int, folder: Path | None, store: Store) -> Splits:
     chosen.check(folder)
     pictures = sources.load(chosen.dataset, chosen.size, folder, store)
     every = group(pictures, chosen.target, chosen.group_columns())
@@ -198,13 +276,8 @@ def load(choice: Choice, seed: int, folder: Path | None, store: Store) -> Splits
     kept = dict(zip(values, chosen.shares(len(values)), strict=True))
     shares = [kept[name] for name in every.classes]
     official = pictures.table["split"].to_numpy()[every.rows] if "split" in pictures.table else None
-    parts = dict(
-        zip(
-            ("train", "validation", "test"),
-            split(every.labels, seed, official, every.classes),
-            strict=True,
-        )
-    )
+    indices = split(every.labels, seed, official, every.classes)
+    parts = dict(zip(PARTS, indices, strict=True))
     for number, name in enumerate(parts):
         if name == "train" or chosen.keep_in_test:
             rng = np.random.default_rng([seed, number])

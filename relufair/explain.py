@@ -81,7 +81,7 @@ def _network(pipe: Pipeline, units: int | None, sample: int) -> pd.DataFrame:
         net, teacher = pipe.net(units), units is None
         parts = [_split(pipe, net, teacher, name, sample) for name in ("train", "test")]
         table = pd.concat([*parts, _whole(pipe, net)], ignore_index=True)
-        return Artifact(tables={"measures": table}, facts=pipe.facts())
+        return Artifact(tables={"measures": table}, facts=pipe.facts(units))
 
     return pipe.store.fetch("geometry", VERSIONS["geometry"], config, compute).tables["measures"]
 
@@ -192,7 +192,7 @@ def _cheap(pipe: Pipeline, units: int, _: Path) -> Artifact:
     table = pd.concat(parts, ignore_index=True)
     table = table[~table["measure"].str.contains(" of ")]
     table["group"] = table["group"].map(dict(enumerate(names)))
-    return Artifact(tables={"measures": table}, facts=pipe.facts())
+    return Artifact(tables={"measures": table}, facts=pipe.facts(units))
 
 
 def account(pipe: Pipeline) -> pd.DataFrame:
@@ -236,7 +236,7 @@ def _account(pipe: Pipeline, units: int, _: Path) -> Artifact:
     sizes = {group: len(own) for group, own in geometry.members(some).items()}
     group = table["group"]
     table = table.assign(n=group.map(sizes), excess=group.map(excess), group=group.map(names))
-    return Artifact(tables={"account": table}, facts=pipe.facts())
+    return Artifact(tables={"account": table}, facts=pipe.facts(units))
 
 
 # From the long table ------------------------------------------------------------------------------

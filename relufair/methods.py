@@ -99,7 +99,7 @@ class AllKept(Matched, Finetuned):
 
     @cached_property
     def reached(self) -> dict[int, int]:
-        return dict.fromkeys(self.units, masks.total(self.network(masked=True)))
+        return dict.fromkeys(self.units, self.relus)
 
     def snapshot_config(self, units: int) -> dict[str, Any]:
         as_long_as = key_of("snapshot", VERSIONS["snapshot"], self.search.snapshot_config(units))
@@ -165,7 +165,7 @@ class DeepReDuce(Trained):
     @cached_property
     def counts(self) -> dict[deepreduce.Configuration, int]:
         """The configurations that there are, with their numbers of ReLUs."""
-        channels, size, _ = self.splits.train.images.shape[1:]
+        channels, size, _ = self.splits.train.shape
         scales = [self.run.schedule.student_scale]
         return deepreduce.configurations(self.run.arch, self.run.width, channels, size, scales)
 
@@ -190,7 +190,9 @@ class DeepReDuce(Trained):
 
     def _train(self, units: int, work: Path) -> Artifact:
         net, log = self.train_last(units, f"DeepReDuce {self.chosen[units]}", work)
-        student = self._pack(net, log, {"code": str(self.chosen[units]), "width": self.width})
+        student = self._pack(
+            units, net, log, {"code": str(self.chosen[units]), "width": self.width}
+        )
         kept = self.kept(units).items()
         student.arrays |= {f"{site}.alpha": k.numpy().astype(np.float32) for site, k in kept}
         return student
@@ -248,6 +250,9 @@ class OneStage(DeepReDuce):
             stage: deepreduce.Configuration(tuple(k for k in every if k != stage), scale=scale)
             for stage in (0, *every)
         }
+
+    def about(self, units: int | None) -> dict[str, Any]:
+        return super().about(None) | {"stage": units}
 
     def validated(self, stage: int) -> float:
         """Accuracy on the validation set."""
@@ -307,7 +312,7 @@ class Narrower(Matched):
         off = {width: abs(self.loss(net) - aim) for width, net in nets.items()}
         nearest = min(off, key=off.__getitem__)
         facts = {"width": nearest, "apart": off[nearest]}
-        return Artifact(arrays(nets[nearest]), {}, self.facts() | facts)
+        return Artifact(arrays(nets[nearest]), {}, self.facts(units) | facts)
 
 
 PIPELINES: dict[str, type[Pipeline]] = {

@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from statistics import median
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,11 +21,12 @@ import torch
 from relufair import config, explain, methods, training
 from relufair.config import PLAIN, REMEDIES, Remedy
 from relufair.objectives import Batch, Distillation
-from relufair.pipeline import Run, Trained
+from relufair.pipeline import Run, Trained, stored
 from relufair.sources import data_folder
 from relufair.store import Store
 from relufair.study import AccuracyDrops
 
+VERSIONS = {"losses": 1, "costs": 1}
 CURES = tuple(name for name in REMEDIES if name != "plain")
 
 
@@ -60,7 +62,7 @@ class Remedied(AccuracyDrops):
     ) -> pd.DataFrame:
         """The tally of all ``cures``, computing what is missing."""
         store, folder = store or Store(), data_folder(folder)
-        self.check_data(folder)
+        self.check_data(folder, store)
         return self.tallied(self.remedied(cures, seeds), folder, store, split=split)
 
     def paths(
@@ -73,16 +75,25 @@ class Remedied(AccuracyDrops):
             ``budget``, ``epoch``, ``group``, ``quantity`` (``loss``, and where there is one,
             ``violation`` and ``multiplier``, or ``weight``) and ``value``.
         """
-        tables = []
-        for pipe in self._pipelines(cures, folder, store):
-            about = {"method": pipe.run.method, "remedy": str(pipe.run.remedy)}
-            for units in pipe.reached:
-                about |= {"seed": pipe.run.seed, "budget": pipe.units[units]}
-                log = pipe.linear(units).tables["log"]
-                if log.columns.str.contains(":").any():  # it watched the groups
-                    own = _by_group(log, pipe.splits.train.group_names)
-                    tables.append(own.assign(**about))
-        return pd.concat(tables, ignore_index=True)
+        tables = self._in_turn(self._pipelines(cures, folder, store), _paths)
+        return pd.concat([table for table in tables if len(table)], ignore_index=True)
+
+
+def _about(pipe: Trained, units: int) -> dict[str, Any]:
+    run = pipe.run
+    about = {"method": run.method, "remedy": str(run.remedy), "seed": run.seed}
+    return about | {"budget": pipe.units[units]}
+
+
+def _paths(pipe: Trained) -> pd.DataFrame:
+    """The rows of :meth:`Remedied.paths` of one run; none where no log watched the groups."""
+    logs = {units: pipe.linear(units).tables["log"] for units in pipe.reached}
+    tables = [
+        _by_group(log, pipe.splits.train.group_names).assign(**_about(pipe, units))
+        for units, log in logs.items()
+        if log.columns.str.contains(":").any()
+    ]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def _by_group(log: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
@@ -113,7 +124,7 @@ class Mitigation(Remedied):
     def geometry(self, folder: Path | None = None, store: Store | None = None) -> pd.DataFrame:
         """Gradient norms and distances of all networks, see :func:`relufair.explain.first_order`."""
         pipes = self._pipelines(self.cures(), folder, store)
-        return pd.concat([explain.first_order(pipe) for pipe in pipes], ignore_index=True)
+        return pd.concat(self._in_turn(pipes, explain.first_order), ignore_index=True)
 
 
 @dataclass(frozen=True)
@@ -140,15 +151,9 @@ class Ablation(Remedied):
         logs = self.paths(self.cures(), folder, store).query("quantity == 'loss'")
         keys = ["method", "remedy", "seed", "budget", "group"]
         own = logs[logs["epoch"] == logs["epoch"].max()].set_index(keys)["value"]
-        rows = []
-        for pipe in self._pipelines(self.cures(), folder, store):
-            about = {"method": pipe.run.method, "remedy": str(pipe.run.remedy)}
-            for units in pipe.reached:
-                about |= {"seed": pipe.run.seed, "budget": pipe.units[units]}
-                found = zip(pipe.splits.train.group_names, _losses(pipe, units), strict=True)
-                rows += [about | {"group": group, "whole": loss} for group, loss in found]
-        whole = pd.DataFrame(rows).set_index(keys)["whole"]
-        return pd.concat([own.rename("own"), whole], axis=1).reset_index()
+        tables = self._in_turn(self._pipelines(self.cures(), folder, store), _whole)
+        whole = pd.concat(tables, ignore_index=True).set_index(keys)["whole"]
+        return pd.concat([own.rename("own"), whole], axis=1, join="inner").reset_index()
 
     def cures(self) -> list[Remedy]:
         """Algorithm 1 at every strength, μ = 0 being plain finetuning to the bit."""
@@ -192,7 +197,7 @@ class Comparison(Remedied):
         if self.tuning_seeds:
             tally = self.tally(grid, folder, store, seeds=self.tuning_seeds, split="validation")
             found = tally[tally["budget"] < 1].groupby("remedy")
-            scores = found.apply(_score, include_groups=False).loc[[str(c) for c in grid]]
+            scores = found.apply(_score, include_groups=False).reindex([str(c) for c in grid])
             table[["worst", "accuracy"]] = scores.to_numpy()
             order = table.sort_values(["worst", "accuracy"], ascending=False)
             best = order.groupby("remedy", sort=False).head(1).index
@@ -215,20 +220,27 @@ class Comparison(Remedied):
 
         They are timed in turn, ``rounds`` times after one that does not count, and the medians
         compared. Not in it is what a remedy does once: JTT trains a first network as long, SWA
-        goes through the images once more.
+        goes through the images once more. On another device they are timed anew.
         """
         pipes = [pipe for cure in cures for pipe in self._pipelines([cure], folder, store)[:1]]
-        units, seconds = min(pipes[0].reached), {str(cure): [] for cure in cures}
-        for round_ in range(rounds + 1):
-            for pipe in pipes:
-                spent = _epoch(pipe, units)
-                if round_:
-                    seconds[str(pipe.run.remedy)].append(spent)
-        times = pd.Series({name: median(own) for name, own in seconds.items()})
-        return pd.DataFrame({"epoch": times / times[str(PLAIN)]})
+        (spent,) = self._in_turn(pipes[:1], partial(_costs, pipes=pipes, rounds=rounds))
+        times = spent.groupby("remedy", sort=False)["seconds"].median()
+        return pd.DataFrame({"epoch": times / times[str(PLAIN)]}).rename_axis(index=None)
 
 
-def _losses(pipe: Trained, units: int) -> list[float]:
+def _whole(pipe: Trained) -> pd.DataFrame:
+    """Mean loss of each group over the training set, at all budgets of a run."""
+    about = {"groups": pipe.run.choice.groups}
+    tables = [
+        stored("losses", VERSIONS["losses"], pipe, units, about, _losses).assign(
+            **_about(pipe, units)
+        )
+        for units in pipe.reached
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _losses(pipe: Trained, units: int, _: Path) -> pd.DataFrame:
     """Mean of what plain training minimises, by group, over the training set in evaluation mode."""
     taught = pipe.taught
     z = training.logits(pipe.net(units), taught)
@@ -236,7 +248,28 @@ def _losses(pipe: Trained, units: int) -> list[float]:
     batch = Batch(z, taught.labels, taught.groups, every, taught.teacher[0])
     each = Distillation(**pipe.recipe.loss).each(batch)
     sizes = torch.bincount(taught.groups).double()
-    return (torch.bincount(taught.groups, each.double()) / sizes).tolist()
+    losses = (torch.bincount(taught.groups, each.double()) / sizes).tolist()
+    return pd.DataFrame({"group": pipe.splits.train.group_names, "whole": losses})
+
+
+def _costs(first: Trained, pipes: Sequence[Trained], rounds: int) -> pd.DataFrame:
+    """Seconds of an epoch, a row a remedy × round, of the first of ``pipes`` and the others."""
+    units, device = min(first.reached), training.device_name(first.device)
+
+    def measure(*_: Any) -> pd.DataFrame:
+        rows = [
+            {"remedy": str(pipe.run.remedy), "round": round_, "seconds": _epoch(pipe, units)}
+            for round_ in range(rounds + 1)
+            for pipe in pipes
+        ]
+        return pd.DataFrame(rows).query("round > 0")
+
+    # Timed together, so known together; and no key names the device, which a reader does not have.
+    about = {"with": [pipe.identity(units) for pipe in pipes[1:]], "rounds": rounds}
+    return stored(
+        "costs", VERSIONS["costs"], first, units, about, measure,
+        holds=lambda facts: facts["device"] == device,
+    )  # fmt: skip
 
 
 def _epoch(pipe: Trained, units: int) -> float:

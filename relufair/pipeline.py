@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Self
@@ -58,6 +58,14 @@ class Run:
     schedule: Schedule
     seed: int
     remedy: Remedy = PLAIN
+
+    @classmethod
+    def read(cls, about: dict[str, Any], budgets: Iterable[float]) -> Self:
+        """The run that the fact ``run`` of an artifact tells of, at these budgets."""
+        parts = {"choice": Choice, "schedule": Schedule, "remedy": Remedy}
+        own = {f.name: about[f.name] for f in fields(cls)}
+        own |= {name: part(**about[name]) for name, part in parts.items()}
+        return cls(**own | {"budgets": tuple(budgets)})
 
 
 @dataclass(frozen=True)
@@ -122,16 +130,20 @@ class Pipeline(ABC):
 
     def network(self, masked: bool, width: int | None = None) -> nn.Module:
         """The untrained network, with or without masks; of the run's width if no other is given."""
-        shape, classes = self.splits.train.images.shape[1:], len(self.splits.train.classes)
+        shape, classes = self.splits.train.shape, len(self.splits.train.classes)
         width = width or self.run.width
-        net = _untrained(self.run.arch, classes, tuple(shape), width, self.run.seed, masked)
+        net = _untrained(self.run.arch, classes, shape, width, self.run.seed, masked)
         return copy.deepcopy(net).to(self.device)
 
     @cached_property
     def units(self) -> dict[int, float]:
         """The budgets by their number of ReLUs."""
-        relus = masks.total(self.network(masked=True))
-        return {masks.units(budget, relus): budget for budget in self.run.budgets}
+        return {masks.units(budget, self.relus): budget for budget in self.run.budgets}
+
+    @cached_property
+    def relus(self) -> int:
+        """How many ReLUs the network has."""
+        return masks.total(self.network(masked=True))
 
     # The stages, each as its configuration (its identity) and its artifact
 
@@ -160,7 +172,7 @@ class Pipeline(ABC):
             decay=training.step_decay, flip=plan.flip, checkpoint=work / "checkpoint",
             label=f"seed {self.run.seed}: teacher",
         )  # fmt: skip
-        return self._pack(net, log)
+        return self._pack(None, net, log)
 
     @cached_property
     def teacher_net(self) -> nn.Module:
@@ -195,7 +207,7 @@ class Pipeline(ABC):
             facts = {} if units is None else self.linear(units).facts
             facts = {k: v for k, v in facts.items() if k in FACTS}
             return Artifact(
-                tables={"images": self._predict(self.net(units))}, facts=self.facts() | facts
+                tables={"images": self._predict(self.net(units))}, facts=self.facts(units) | facts
             )
 
         return self._fetch("predictions", self.identity(units), compute)
@@ -217,6 +229,10 @@ class Pipeline(ABC):
         own = self.teacher_config if units is None else self.linear_config(units)
         return {kind: key_of(kind, VERSIONS[kind], own)}
 
+    def key(self, units: int | None) -> str:
+        """The key of the predictions of that network."""
+        return key_of("predictions", VERSIONS["predictions"], self.identity(units))
+
     def _predict(self, net: nn.Module) -> pd.DataFrame:
         parts = []
         for name in ("validation", "test"):
@@ -230,12 +246,20 @@ class Pipeline(ABC):
             parts.append(pd.DataFrame(truth | said))
         return pd.concat(parts, ignore_index=True)
 
-    def facts(self) -> dict[str, Any]:
-        """Device and version, to be kept beside every result."""
-        return {"device": training.device_name(self.device), "torch": torch.__version__}
+    def facts(self, units: int | None) -> dict[str, Any]:
+        """What is kept beside every result on the network ``units``: device, version, and its run."""
+        place = {"device": training.device_name(self.device), "torch": torch.__version__}
+        return place | {"run": self.about(units)}
 
-    def _pack(self, net: nn.Module, log: pd.DataFrame, facts: dict | None = None) -> Artifact:
-        return Artifact(arrays(net), {"log": log}, self.facts() | (facts or {}))
+    def about(self, units: int | None) -> dict[str, Any]:
+        """All that it takes to compute the network ``units`` again, see :meth:`Run.read`."""
+        network = {"units": units, "budget": self.units.get(units, 1.0)}
+        return asdict(self.run) | network | {"data": self.splits.digest}
+
+    def _pack(
+        self, units: int | None, net: nn.Module, log: pd.DataFrame, facts: dict | None = None
+    ) -> Artifact:
+        return Artifact(arrays(net), {"log": log}, self.facts(units) | (facts or {}))
 
     def _unpack(self, artifact: Artifact, net: nn.Module) -> nn.Module:
         state = {name: torch.from_numpy(array) for name, array in artifact.arrays.items()}
@@ -250,7 +274,7 @@ class Pipeline(ABC):
     def measure(self, split: str = "test") -> pd.DataFrame:
         """The tally of this run, see :mod:`relufair.groups`, on ``test`` or ``validation``."""
         run, part, sizes = self.run, getattr(self.splits, split), self.splits.train.sizes()
-        relus = {None: masks.total(self.network(masked=True))} | self.reached
+        relus = {None: self.relus} | self.reached
         found = {units: self.predictions(units) for units in relus}
         bases = self.bases(found)
         rows = [
@@ -288,6 +312,31 @@ def _untrained(
 def arrays(net: nn.Module) -> dict[str, np.ndarray]:
     """The parameters and buffers of ``net`` by name."""
     return {name: value.detach().cpu().numpy() for name, value in net.state_dict().items()}
+
+
+def stored(
+    kind: str,
+    version: int,
+    pipe: Pipeline,
+    units: int | None,
+    about: dict[str, Any],
+    measure: Callable[[Pipeline, int | None, Path], pd.DataFrame],
+    holds: Callable[[dict[str, Any]], bool] = lambda facts: True,
+) -> pd.DataFrame:
+    """What ``measure`` finds of one network, from the store if it is there.
+
+    Args:
+        kind, version: of the artifact.
+        pipe, units: the network, which ``measure`` gets with a folder for unfinished work.
+        about: what the result depends on beside it.
+        holds: see :meth:`relufair.store.Store.fetch`.
+    """
+
+    def compute(work: Path) -> Artifact:
+        return Artifact(tables={"found": measure(pipe, units, work)}, facts=pipe.facts(units))
+
+    config = {"of": pipe.identity(units)} | about
+    return pipe.store.fetch(kind, version, config, compute, holds).tables["found"]
 
 
 SEEDS = {"finetune": 2, "student": 3}  # of the batches; 0 is the teacher's, 1 the search's
@@ -395,7 +444,7 @@ class Finetuned(Trained):
         net, log = self.train_last(units, f"finetune at {self.units[units]:.4g}", work)
         snapshot = self.snapshot(units)
         crossing = {"step": snapshot.facts["step"], "counted": snapshot.facts["counted"]}
-        return self._pack(net, log, crossing)
+        return self._pack(units, net, log, crossing)
 
     def fresh(self, units: int) -> nn.Module:
         return self.linearized(self.snapshot(units))

@@ -5,9 +5,11 @@ The stages of a run are in :mod:`relufair.pipeline`, the methods in :mod:`relufa
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -22,7 +24,7 @@ from relufair.data import Choice
 from relufair.linearize import deepreduce
 from relufair.pipeline import Finetuned, Pipeline, Run
 from relufair.sources import data_folder
-from relufair.store import Store, key_of
+from relufair.store import NotPublished, Store, key_of
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,13 @@ class AccuracyDrops:
         names = [f.name for f in fields(Choice)]
         return Choice(**{name: getattr(self, name) for name in names}).resolve()
 
-    def check_data(self, folder: Path | None) -> None:
-        """Raise an error unless the data set is there and has these attributes."""
-        self.choice.check(folder)
+    def check_data(self, folder: Path | None, store: Store | None = None) -> None:
+        """Raise an error unless the data set is there and has these attributes.
+
+        The published results need none.
+        """
+        if not (store or Store()).published:
+            self.choice.check(folder)
 
     def runs(self) -> list[Run]:
         """One run a method and seed."""
@@ -105,7 +111,7 @@ class AccuracyDrops:
             pool: where the runs execute; by default here, or in ``workers`` processes.
         """
         store, folder = store or Store(), data_folder(folder)
-        self.check_data(folder)
+        self.check_data(folder, store)
         return self.tallied(self.runs(), folder, store, pool)
 
     def tallied(
@@ -118,10 +124,9 @@ class AccuracyDrops:
     ) -> pd.DataFrame:
         """The tally of these ``runs`` on ``split``; the other arguments as those of :meth:`run`."""
         tally = partial(measure, store=store, folder=folder, split=split)
-        measured = self._each(runs, tally, pool)
-        tables = [t.assign(study=self.identity(r)) for r, t in zip(runs, measured, strict=True)]
         tier = f"{self.schedule}, changed" if self.training else self.schedule
-        return pd.concat(tables, ignore_index=True).assign(tier=tier, what=self.words())
+        tables = self._each(runs, tally, pool)
+        return pd.concat(tables, ignore_index=True).assign(tier=tier, what=words(runs[0]))
 
     def criticality(self, folder: Path | None = None, store: Store | None = None) -> pd.DataFrame:
         """What each stage's ReLUs are worth to DeepReDuce, computing what is missing.
@@ -129,7 +134,7 @@ class AccuracyDrops:
         The table of :meth:`relufair.methods.DeepReDuce.criticality` for every seed.
         """
         store, folder = store or Store(), data_folder(folder)
-        self.check_data(folder)
+        self.check_data(folder, store)
         runs = replace(self, methods=["deepreduce"]).runs()
         valued = self._each(runs, partial(criticality, store=store, folder=folder))
         return pd.concat(valued, ignore_index=True)
@@ -137,28 +142,71 @@ class AccuracyDrops:
     def _each(
         self, runs: Sequence[Run | Pipeline], function: Callable, pool: Executor | None = None
     ) -> list[pd.DataFrame]:
-        """``function`` of every run (or its stages): in the pool, in own processes, or here."""
+        """``function`` of every run (or its stages): in the pool, in own processes, or here.
+
+        Where only published results are read, a run that lacks some is left out and named.
+
+        Raises:
+            NotPublished: if every run does.
+        """
+        attempt = partial(_attempt, function)
         if pool is None and self.workers > 1:
             with processes(self.workers) as own:
-                return list(own.map(function, runs))
-        return list(pool.map(function, runs) if pool else map(function, runs))
+                return self._there(runs, own.map(attempt, runs))
+        return self._there(runs, pool.map(attempt, runs) if pool else map(attempt, runs))
 
-    def words(self) -> str:
-        """Data and network, as they stand under a figure."""
-        choice = self.choice
-        kept = "" if choice.keep == "paper" else f", keep {choice.keep}"
-        return (
-            f"{choice.dataset}, {choice.target} by {choice.groups}{kept} · {self.arch}, width "
-            f"{self.width}"
-        )
+    def _in_turn(self, runs: Sequence[Run | Pipeline], function: Callable) -> list[pd.DataFrame]:
+        """What :meth:`_each` returns, always here: for what is quick, or not to be disturbed."""
+        return self._there(runs, map(partial(_attempt, function), runs))
 
-    def identity(self, run: Run) -> str:
-        """A digest of all that a run's numbers depend on but seed and budgets."""
-        stages = ["teacher", *config.METHODS[run.method]]
-        about = {"choice": asdict(run.choice), "arch": run.arch, "width": run.width}
-        about |= {"method": run.method} | {stage: run.schedule.part(stage) for stage in stages}
-        about |= {} if run.remedy == config.PLAIN else {"remedy": asdict(run.remedy)}
-        return key_of("study", 2, about)[:12]
+    def _there(
+        self, runs: Sequence[Run | Pipeline], found: Iterable[pd.DataFrame | NotPublished]
+    ) -> list[pd.DataFrame]:
+        found = list(found)
+        lacking = [
+            named(run) for run, t in zip(runs, found, strict=True) if isinstance(t, NotPublished)
+        ]
+        if lacking:
+            missing = "; ".join(dict.fromkeys(lacking))
+            if len(lacking) == len(found):
+                raise NotPublished(words(runs[0]), missing, f"To compute it: {self.command()}")
+            print(f"Not published: {missing}")
+        return [table for table in found if not isinstance(table, NotPublished)]
+
+    def command(self) -> str:
+        """What computes this study, for a shell."""
+        from relufair.studies import STUDIES
+
+        (name,) = (name for name, study in STUDIES.items() if study is type(self))
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        given = [
+            f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items()
+        ]
+        return shlex.join(["relufair", "run", name, *(part for g in given for part in ("-p", g))])
+
+
+def words(run: Run | Pipeline) -> str:
+    """Data and network, as they stand under a figure."""
+    run = getattr(run, "run", run)
+    choice = run.choice
+    kept = "" if choice.keep == "paper" else f", keep {choice.keep}"
+    return f"{choice.dataset}, {choice.target} by {choice.groups}{kept} · {run.arch}, width {run.width}"
+
+
+def named(run: Run | Pipeline) -> str:
+    """Method, remedy and seed."""
+    run = getattr(run, "run", run)
+    remedy = "" if run.remedy == config.PLAIN else f", {run.remedy}"
+    return f"{run.method}{remedy}, seed {run.seed}"
+
+
+def identity(run: Run) -> str:
+    """A digest of all that a run's numbers depend on but seed and budgets."""
+    stages = ["teacher", *config.METHODS[run.method]]
+    about = {"choice": asdict(run.choice), "arch": run.arch, "width": run.width}
+    about |= {"method": run.method} | {stage: run.schedule.part(stage) for stage in stages}
+    about |= {} if run.remedy == config.PLAIN else {"remedy": asdict(run.remedy)}
+    return key_of("study", 2, about)[:12]
 
 
 @dataclass(frozen=True)
@@ -211,9 +259,17 @@ class GradientsAndCurvature(AccuracyDrops):
         return AccuracyDrops(**{n: getattr(self, n) for n in names} | changes).run(folder, store)
 
 
+def _attempt(function: Callable, run: Run | Pipeline) -> pd.DataFrame | NotPublished:
+    try:
+        return function(run)
+    except NotPublished as missing:
+        return missing
+
+
 def measure(run: Run, store: Store, folder: Path | None, split: str) -> pd.DataFrame:
     """The tally of one run, in any process."""
-    return methods.pipeline(run, store, folder).measure(split)
+    table = methods.pipeline(run, store, folder).measure(split)
+    return table.assign(study=identity(run))
 
 
 def criticality(run: Run, store: Store, folder: Path | None) -> pd.DataFrame:

@@ -365,7 +365,7 @@ def test_impossible_choices_are_refused(wrong, message):
 def test_what_the_data_lack_is_refused_before_an_image_is_read(monkeypatch, wrong, message):
     monkeypatch.setattr(data.sources, "load", None)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        data.load(Choice("digits", **wrong), 0, None, None)
+        data.load(Choice("digits", **wrong), 0, None, Store("unused"))
 
 
 def test_as_many_shares_as_classes(toy, tmp_path):

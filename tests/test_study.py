@@ -18,7 +18,7 @@ from relufair.data import Choice
 from relufair.methods import PIPELINES
 from relufair.pipeline import VERSIONS, Run, Snl
 from relufair.store import Store, key_of
-from relufair.study import AccuracyDrops
+from relufair.study import AccuracyDrops, identity
 
 # Few steps, and a descent that still passes its budgets one after the other.
 QUICK = {
@@ -351,5 +351,5 @@ def test_a_study_is_known_by_what_its_method_depends_on():
     both = [
         make(training=QUICK | {"student_epochs": n}, methods=["snl", "deepreduce"]) for n in (1, 3)
     ]
-    (snl, reduced), (again, longer) = ([s.identity(run) for run in s.runs()] for s in both)
+    (snl, reduced), (again, longer) = ([identity(run) for run in s.runs()] for s in both)
     assert snl == again and reduced != longer

@@ -1,0 +1,133 @@
+"""The command line of the published results: export, verify, check, list. No science here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+TIERS = ("ci", "laptop", "paper")
+
+
+@click.group()
+def results() -> None:
+    """Publish results, verify them, or compute one of them anew."""
+
+
+@results.command()
+@click.argument("notebook")
+@click.option(
+    "-p", "given", multiple=True, metavar="NAME=VALUE", help="Set a parameter; repeatable."
+)
+@click.option("--tier", type=click.Choice(TIERS), help="Start from this tier's parameters.")
+@click.option("--data", help="Folder with the data sets (or set RELUFAIR_DATA).")
+def export(notebook: str, given: tuple[str, ...], tier: str | None, data: str | None) -> None:
+    """Run NOTEBOOK as `relufair run` does, and publish what its page needs.
+
+    Tables and facts go into data/results; images and weights do not. What is published already stays.
+    """
+    from relufair import cli
+
+    if os.environ.get("RELUFAIR_PUBLISHED") == "1":
+        raise click.UsageError(
+            "RELUFAIR_PUBLISHED=1: unset it, for published results are only read"
+        )
+    with cli.interruptible(), tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "record"
+        record.touch()
+        os.environ["RELUFAIR_RECORD"] = str(record)
+        try:
+            out = cli.run_notebook(notebook, given, tier, data, None)
+        finally:
+            os.environ.pop("RELUFAIR_RECORD")
+        _publish(record.read_text().split())
+    click.echo(out)
+
+
+def _publish(recorded: list[str]) -> None:
+    from relufair import published
+    from relufair.store import Store, results_folder
+
+    for note in published.export(Store(), recorded):
+        click.echo(f"Not in the tally: {note}", err=True)
+    names = {name for name in recorded if not name.startswith("images/")}
+    click.echo(f"Published {len(names)} artifacts in {results_folder()}", err=True)
+
+
+@results.command()
+def verify() -> None:
+    """Compare the published files with the manifest, the tally and the present code.
+
+    Damage is an error. Results that the present code might compute otherwise are only listed.
+    """
+    from relufair import verification
+
+    found = verification.verify()
+    for damage in found.damage:
+        click.echo(f"DAMAGED {damage}")
+    for reason, artifacts in found.stale.items():
+        click.echo(f"Stale, {reason}: {len(artifacts)}")
+        for name in artifacts:
+            click.echo(f"  {name}")
+    if found.damage:
+        sys.exit(1)
+    click.echo("All files, and the tally, are as they were published.")
+
+
+@results.command()
+@click.option(
+    "--run", "key", required=True, metavar="KEY", help="Of predictions; its beginning will do."
+)
+@click.option("--data", help="Folder with the data sets (or set RELUFAIR_DATA).")
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    help="Compute in this store (default: a temporary one).",
+)
+def check(key: str, data: str | None, store: Path | None) -> None:
+    """Compute published predictions anew, with all that they rest on, and compare."""
+    from relufair import cli
+
+    with cli.progress_shown(), tempfile.TemporaryDirectory() as folder:
+        found = _checked(key, data, store or Path(folder))
+    shares = found.groups[["published", "again"]].div(found.groups["n"], axis=0)
+    for group, row in (100 * shares).iterrows():
+        low, high = 100 * found.groups.loc[group, ["low", "high"]].astype(float)
+        click.echo(
+            f"{group}: published {row['published']:.1f} % [{low:.1f}, {high:.1f}], "
+            f"now {row['again']:.1f} %, {found.groups.loc[group, 'n']:.0f} test images"
+        )
+    click.echo(
+        f"{found.same} of {found.images} images have the same prediction; the largest difference of "
+        f"margins is {found.apart:.4f}."
+    )
+    if found.astray:
+        click.echo(f"It does NOT agree: {', '.join(found.astray)}, outside of the 95 % interval.")
+        sys.exit(1)
+    click.echo("It agrees: every group's accuracy is within the published 95 % interval.")
+
+
+def _checked(key: str, data: str | None, store: Path):
+    from relufair import verification
+    from relufair.sources import data_folder
+    from relufair.store import Store
+
+    try:
+        return verification.check(key, Store(store, published=False), data_folder(data))
+    except (ValueError, FileNotFoundError) as error:
+        raise click.UsageError(str(error)) from error
+
+
+@results.command("list")
+def list_() -> None:
+    """List what is published."""
+    from relufair import published
+
+    try:
+        table = published.listed()
+    except FileNotFoundError:
+        table = []
+    click.echo(table.to_string(index=False) if len(table) else "Nothing is published.")

@@ -1,0 +1,223 @@
+"""The published results: whole studies, without images and weights.
+
+``data/results`` holds
+
+======================================= ============================================================
+``artifacts/<kind>/<key>.json``         an artifact's kind, version, configuration and facts, and the
+                                        checksums of its tables
+``artifacts/<kind>/<key>.<table>.parquet`` each of its tables
+``manifest.json``                       an entry an artifact: its files, its run, and what made it
+``tally.parquet``                       accuracy counts: a row a run × budget × group × split
+======================================= ============================================================
+
+The tally has the columns of :meth:`relufair.pipeline.Pipeline.measure` and ``split``, ``study`` (a
+digest of all but seed and budgets), ``tier``, ``what`` (data and network in words), ``key`` (of the
+predictions that are counted) and ``note`` (what is odd about them; usually empty). It follows from the
+published predictions and splits alone, and has a row for every grouping whose splits are published.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from relufair import config, methods
+from relufair.data import Choice
+from relufair.pipeline import Pipeline, Run
+from relufair.store import Artifact, NotPublished, Store, checksum, read_artifact, results_folder
+from relufair.study import identity, named, words
+
+SMALL = {"row": np.int32, "label": np.uint8, "prediction": np.uint8, "group": np.uint8}
+SPLITS = ("validation", "test")
+
+
+# Publishing ---------------------------------------------------------------------------------------
+
+
+def export(
+    store: Store,
+    recorded: Iterable[str],
+    folder: Path | None = None,
+    facts: Mapping[str, dict[str, Any]] | None = None,
+) -> list[str]:
+    """Publish the tables and facts of artifacts; then write manifest and tally anew.
+
+    Args:
+        store: where the artifacts lie.
+        recorded: their names ``kind/key``, as ``RELUFAIR_RECORD`` collects them. Images are passed
+            over.
+        folder: of the published results; by default the project's.
+        facts: by name, facts that an artifact lacks, such as ``run`` (see :func:`runs_of`), ``note``,
+            or the ``sources`` and ``commit`` of an artifact made before these were recorded. What it
+            says of itself stays as it is.
+
+    Returns:
+        Which runs are not in the tally, and why.
+    """
+    folder, facts = folder or results_folder(), facts or {}
+    for name in sorted(set(recorded)):
+        if not name.startswith("images/"):
+            about, artifact = read_artifact(store.root / name)
+            about["facts"] = facts.get(name, {}) | about["facts"]
+            _publish(about, artifact, folder / "artifacts" / name)
+    table, notes = rebuild(folder)
+    table.to_parquet(folder / "tally.parquet", compression="zstd", index=False)
+    entries = [json.dumps(entry, sort_keys=True) for entry in manifest(folder)]
+    (folder / "manifest.json").write_text("[\n" + ",\n".join(entries) + "\n]\n")
+    return notes
+
+
+def runs_of(pipes: Iterable[Pipeline]) -> dict[str, dict[str, Any]]:
+    """The fact ``run`` of all predictions of ``pipes``, for :func:`export`.
+
+    For predictions made before it was recorded. Nothing is guessed: their keys follow from it.
+    """
+    return {
+        f"predictions/{pipe.key(units)}": {"run": pipe.about(units)}
+        for pipe in pipes
+        for units in (None, *pipe.reached)
+    }
+
+
+def _publish(about: dict[str, Any], artifact: Artifact, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    sums = {}
+    for name, table in sorted(artifact.tables.items()):
+        path = place.with_name(f"{place.name}.{name}.parquet")
+        table = _compact(table) if about["kind"] in ("predictions", "splits") else table
+        table.to_parquet(path, compression="zstd", index=False)
+        sums[name] = checksum(path)
+    text = json.dumps(about | {"tables": sums}, indent=1, sort_keys=True)
+    place.with_suffix(".json").write_text(text + "\n")
+
+
+def _compact(table: pd.DataFrame) -> pd.DataFrame:
+    """The table in few bytes: small integers where they fit, margins in half precision."""
+    fitting = {
+        name: kind
+        for name, kind in SMALL.items()
+        if name in table and table[name].max() <= np.iinfo(kind).max
+    }
+    more = {name: kind for name, kind in (("margin", np.float16), ("split", "category"))}
+    return table.astype(fitting | {name: kind for name, kind in more.items() if name in table})
+
+
+def manifest(folder: Path) -> list[dict[str, Any]]:
+    """An entry for each artifact in ``folder``, by kind and key."""
+    return [_entry(folder, about) for about in described(folder)]
+
+
+def described(folder: Path, kind: str = "*") -> Iterator[dict[str, Any]]:
+    """The description of each artifact, with its key."""
+    for path in sorted((folder / "artifacts").glob(f"{kind}/*.json")):
+        yield json.loads(path.read_text()) | {"key": path.stem}
+
+
+def _entry(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+    kind, key, facts = about["kind"], about["key"], about["facts"]
+    run = facts.get("run") or (about["config"] if kind == "splits" else {})
+    choice, place = run.get("choice", {}), folder / "artifacts" / kind
+    return {
+        "kind": kind, "key": key,
+        "files": {
+            path.relative_to(folder).as_posix(): {
+                "sha256": checksum(path), "bytes": path.stat().st_size,
+            }
+            for path in sorted(place.glob(f"{key}.*"))
+        },
+        "tier": _tier(run["schedule"]) if "schedule" in run else None,
+        "seed": run.get("seed"), "dataset": choice.get("dataset"), "target": choice.get("target"),
+        "data": run.get("data", facts.get("digest")),
+        "seconds": facts.get("seconds"), "device": facts.get("device"),
+        "versions": {"stage": about["version"]}
+        | {name: facts.get(name) for name in ("relufair", "python", "torch")},
+        "commit": facts.get("commit", "unknown"), "sources": facts.get("sources", "unknown"),
+    }  # fmt: skip
+
+
+def _tier(schedule: dict[str, Any] | config.Schedule) -> str:
+    """Which tier's schedule this is, or ``changed``."""
+    own = config.Schedule(**schedule) if isinstance(schedule, dict) else schedule
+    return next((name for name, plan in config.SCHEDULES.items() if plan == own), "changed")
+
+
+# The tally ----------------------------------------------------------------------------------------
+
+
+def tally(folder: Path | None = None) -> pd.DataFrame:
+    """The published tally, by default the project's."""
+    return pd.read_parquet((folder or results_folder()) / "tally.parquet")
+
+
+def rebuild(folder: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The tally from the published predictions and splits.
+
+    Returns:
+        The tally, and which runs are not in it and why.
+    """
+    store, tables, notes = Store(published=folder), [], []
+    choices = [
+        (Choice(**about["config"]["choice"]), about["config"]["seed"])
+        for about in described(folder, "splits")
+    ]
+    for run in _runs(folder):
+        if (run.choice, run.seed) not in choices:
+            notes.append(f"{named(run)} at {run.budgets[0]:g}: its splits are missing")
+        for choice, seed in choices:
+            # Other groups of the same images are counted, too.
+            if seed == run.seed and replace(choice, groups=run.choice.groups) == run.choice:
+                try:
+                    tables.append(_counted(replace(run, choice=choice), store))
+                except NotPublished as missing:
+                    if choice == run.choice:
+                        what = "{} {}".format(*missing.args)
+                        notes.append(f"{named(run)} at {run.budgets[0]:g}: {what} is missing")
+    if not tables:
+        return pd.DataFrame(), notes
+    # Each budget brings the rows of its teacher.
+    return pd.concat(tables, ignore_index=True).drop_duplicates(ignore_index=True), notes
+
+
+def _runs(folder: Path) -> list[Run]:
+    """The published runs, each at one budget."""
+    found = (about["facts"].get("run") for about in described(folder, "predictions"))
+    runs = [Run.read(run, [run["budget"]]) for run in found if run and run["units"] is not None]
+    return sorted(
+        runs,
+        key=lambda r: (r.choice.dataset, r.method, str(r.remedy), r.seed, -r.budgets[0], repr(r)),
+    )
+
+
+def _counted(run: Run, store: Store) -> pd.DataFrame:
+    """The tally of a run on both splits."""
+    pipe = methods.pipeline(run, store, None)
+    networks = {pipe.units.get(units, 1.0): units for units in (None, *pipe.reached)}
+    table = pd.concat([pipe.measure(name).assign(split=name) for name in SPLITS])
+    keys = {budget: pipe.key(units) for budget, units in networks.items()}
+    notes = {b: pipe.predictions(u).facts.get("note", "") for b, u in networks.items()}
+    about = {"study": identity(run), "tier": _tier(run.schedule), "what": words(run)}
+    own = {"key": table["budget"].map(keys), "note": table["budget"].map(notes)}
+    return table.assign(**about, **own)
+
+
+def listed(folder: Path | None = None) -> pd.DataFrame:
+    """What is published, a row a study × method × remedy, with the key of one of its predictions."""
+    table = tally(folder)
+    rows = []
+    for (what, method, remedy, tier, _), own in table.groupby(
+        ["what", "method", "remedy", "tier", "study"], sort=False
+    ):
+        budgets = sorted(set(own["budget"]) - {1.0}, reverse=True)
+        seeds = ", ".join(map(str, sorted(own["seed"].unique())))
+        lowest = own[own["budget"] == own["budget"].min()].iloc[0]
+        about = {"study": what, "method": method, "remedy": remedy, "tier": tier, "seeds": seeds}
+        rows.append(
+            about | {"budgets": ", ".join(f"{b:g}" for b in budgets), "key": lowest["key"][:8]}
+        )
+    return pd.DataFrame(rows)

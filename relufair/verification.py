@@ -1,0 +1,225 @@
+"""Are the published results what was published, and would this code compute them again?
+
+:func:`verify` needs neither data nor training. :func:`check` computes one network's predictions anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from relufair import audit, data, explain, methods, mitigation, pipeline, sources
+from relufair.data import GroupedImages
+from relufair.pipeline import Run
+from relufair.provenance import digest
+from relufair.published import described, manifest, rebuild, tally
+from relufair.store import Damaged, Store, checksum, read_published, results_folder
+from relufair.study import named
+
+STAGES = (pipeline, explain, mitigation, audit)
+
+
+def versions() -> dict[str, int]:
+    """The present version of each kind of artifact."""
+    found = {"images": sources.VERSION, "splits": data.VERSION}
+    return found | {kind: n for module in STAGES for kind, n in module.VERSIONS.items()}
+
+
+@dataclass
+class Findings:
+    """What :func:`verify` found.
+
+    Attributes:
+        damage: what is not as it was published, in words.
+        stale: the artifacts that the present code might compute otherwise, by reason.
+    """
+
+    damage: list[str] = field(default_factory=list)
+    stale: dict[str, list[str]] = field(default_factory=dict)
+
+
+def verify(folder: Path | None = None) -> Findings:
+    """Compare the published files with the manifest, the tally, and the present code."""
+    folder = folder or results_folder()
+    try:
+        entries = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        return Findings([f"manifest.json cannot be read ({error})"])
+    found = Findings(_damaged(folder, entries))
+    if not found.damage:
+        here = {(e["kind"], e["key"]): e for e in manifest(folder)}
+        wrong = [e for e in entries if here.get((e["kind"], e["key"])) != e]
+        found.damage += [f"manifest.json: wrong entry {e['kind']}/{e['key']}" for e in wrong]
+        fresh, notes = rebuild(folder)
+        found.damage += _differing(folder, fresh, complete=not notes)
+        found.stale = _stale(folder) | ({"not in the tally": notes} if notes else {})
+    return found
+
+
+def _damaged(folder: Path, entries: list[dict[str, Any]]) -> list[str]:
+    """Files that are missing, changed or extra."""
+    expected = {name: file for entry in entries for name, file in entry["files"].items()}
+    present = (path for path in (folder / "artifacts").rglob("*") if path.is_file())
+    extra = {path.relative_to(folder).as_posix() for path in present} - set(expected)
+    damage = [f"{name}: not in manifest.json" for name in sorted(extra)]
+    for name, file in expected.items():
+        if not (folder / name).exists():
+            damage.append(f"{name}: missing")
+        elif checksum(folder / name) != file["sha256"]:
+            damage.append(f"{name}: changed")
+    for entry in [] if damage else entries:
+        try:
+            read_published(folder, entry["kind"], entry["key"])
+        except Damaged as error:
+            damage.append(str(error))
+    return damage
+
+
+def _differing(folder: Path, fresh: pd.DataFrame, complete: bool) -> list[str]:
+    """Rows in which the published tally is not the ``fresh`` one; more are there if not complete."""
+    try:
+        published = tally(folder)
+    except (OSError, ValueError) as error:
+        return [f"tally.parquet cannot be read ({error})"]
+    fresh = published.iloc[:0] if fresh.empty else fresh
+    if not len(published.columns):  # no run could be counted when it was written
+        return []
+    if list(fresh) != list(published):
+        return ["tally.parquet: other columns than the recomputed tally"]
+    both = published.merge(fresh, how="outer", indicator="where")
+    wrong = both["where"] == "right_only"
+    if complete:
+        wrong |= both["where"] == "left_only"
+    rows = both[wrong].groupby(["method", "remedy", "seed", "budget"]).size()
+    return [
+        f"tally.parquet: {method}, {remedy}, seed {seed} at {budget:g} does not follow from the "
+        "published predictions"
+        for method, remedy, seed, budget in rows.index
+    ]
+
+
+def _stale(folder: Path) -> dict[str, list[str]]:
+    """The artifacts by what speaks against the present code computing them again."""
+    found = defaultdict(list)
+    for about in described(folder):
+        for reason in _reasons(about):
+            found[reason].append(f"{about['kind']}/{about['key']}{_said(about['facts'])}")
+    return dict(sorted(found.items()))
+
+
+def _reasons(about: dict[str, Any]) -> Iterator[str]:
+    facts, now = about["facts"], versions().get(about["kind"])
+    if about["version"] != now:
+        yield f"version {about['version']} of {about['kind']}, now {now}"
+    if "sources" not in facts:
+        yield "sources unknown"
+    for module, then in facts.get("sources", {}).items():
+        if digest(module.removeprefix("relufair.")) != then:
+            yield f"{module} changed since"
+    if about["kind"] == "predictions" and "run" not in facts:
+        yield "run unknown, so not in the tally"
+
+
+def _said(facts: dict[str, Any]) -> str:
+    """Which network, where it is known."""
+    if not (about := facts.get("run")):
+        return ""
+    of = f"stage {about['stage']}" if "stage" in about else f"{about['budget']:g}"
+    return f" ({named(Run.read(about, ()))} at {of})"
+
+
+# Checking one run ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Check:
+    """A published artifact of predictions beside the same, computed anew.
+
+    Attributes:
+        groups: of the test images, a row a group: ``n``, ``published`` and ``again`` (how many are
+            right), and ``low``, ``high``: the published accuracy's exact binomial 95 % interval.
+        images, same: of validation and test: how many there are, and have the same prediction.
+        apart: largest difference of two margins; in the published one, half precision takes 0.0005.
+    """
+
+    groups: pd.DataFrame
+    images: int
+    same: int
+    apart: float
+
+    @property
+    def astray(self) -> list[str]:
+        """The groups whose new accuracy is outside of the interval."""
+        share = self.groups["again"] / self.groups["n"]
+        outside = ~share.between(self.groups["low"] - 1e-9, self.groups["high"] + 1e-9)
+        return self.groups.index[outside].tolist()
+
+
+def check(key: str, store: Store, folder: Path | None, results: Path | None = None) -> Check:
+    """Compute published predictions anew, with all that they rest on.
+
+    Args:
+        key: of the predictions, or how it begins.
+        store: where to compute.
+        folder: the data folder.
+        results: the folder of the published results.
+
+    Raises:
+        ValueError: for a key that names none or several, predictions whose run is unknown, or data
+            that are not those of the published run.
+    """
+    results = results or results_folder()
+    found = [a for a in described(results, "predictions") if a["key"].startswith(key)]
+    if len(found) != 1:
+        raise ValueError(f"run={key!r}: {len(found)} published predictions begin so, must be one")
+    run = found[0]["facts"].get("run")
+    if run is None:
+        raise ValueError(f"run={key!r}: which run it is was not recorded")
+    kind = methods.OneStage if "stage" in run else methods.PIPELINES[run["method"]]
+    budgets = () if run["units"] is None else (run["budget"],)
+    pipe, units = kind(Run.read(run, budgets), store, folder), run.get("stage", run["units"])
+    if pipe.splits.digest != run["data"]:
+        raise ValueError(
+            f"data={pipe.splits.digest[:12]!r}: the published run had {run['data'][:12]!r}"
+        )
+    _, then = read_published(results, "predictions", found[0]["key"])
+    again = pipe.predictions(units)
+    return compare(then.tables["images"], again.tables["images"], pipe.splits.test)
+
+
+def compare(published: pd.DataFrame, again: pd.DataFrame, test: GroupedImages) -> Check:
+    """Two tables of predictions of the same images, see :meth:`Pipeline.predictions`.
+
+    Args:
+        published, again: the tables.
+        test: groups of the test images.
+    """
+    both = published.astype({"split": str}).merge(
+        again, on=["split", "row"], suffixes=("", "_again")
+    )
+    margins = (both["margin"].astype(float) - both["margin_again"]).abs()
+    own = both[both["split"] == "test"].set_index("row")
+    names = pd.Series(test.groups, test.rows).map(dict(enumerate(test.group_names)))
+    right = {
+        "published": own["prediction"] == own["label"],
+        "again": own["prediction_again"] == own["label"],
+    }
+    groups = pd.DataFrame(right).groupby(names.loc[own.index], sort=False).agg(["sum"])
+    groups.columns = list(right)
+    groups.insert(0, "n", names.loc[own.index].value_counts())
+    groups[["low", "high"]] = [_interval(row) for row in groups[["published", "n"]].to_numpy()]
+    same = int((both["prediction"] == both["prediction_again"]).sum())
+    return Check(groups, len(both), same, float(margins.max()))
+
+
+def _interval(counts: Sequence[int]) -> tuple[float, float]:
+    """Exact 95 % interval of the share of ``counts[0]`` in ``counts[1]``."""
+    from scipy.stats import binomtest
+
+    return tuple(binomtest(*map(int, counts)).proportion_ci())
