@@ -166,7 +166,7 @@ def test_the_halves_change_places(explained):
     ):  # fmt: skip
         # One epoch may leave a half that is never right, which the sentence then says instead.
         assert said == opening + report.verdict(report.halves(own))
-        assert LARGE in said and SMALL in said or "never right" in said
+        assert (LARGE in said and SMALL in said) or "never right" in said
     assert "no halves" in report.both_ways(tally, None)
 
 
