@@ -20,6 +20,8 @@ import yaml
 
 from relufair.cli_results import TIERS, results
 
+PUBLISHED = "published"  # the tier that reads what others have computed
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="relufair")
@@ -147,7 +149,10 @@ def interruptible() -> Iterator[None]:
 @click.option(
     "-p", "given", multiple=True, metavar="NAME=VALUE", help="Set a parameter; repeatable."
 )
-@click.option("--tier", type=click.Choice(TIERS), help="Start from this tier's parameters.")
+@click.option(
+    "--tier", type=click.Choice((PUBLISHED, *TIERS)),
+    help="Start from this tier's parameters. 'published' only reads what is in data/results.",
+)  # fmt: skip
 @click.option("--data", help="Folder with the data sets (or set RELUFAIR_DATA).")
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder (default: runs/...).")
 @interruptible()
@@ -174,6 +179,10 @@ def run_notebook(
     root = _usage(project_root)
     short, path = find_notebook(root, notebook)
     parameters = read_parameters(root, path, tier, given)
+    # What a chapter without published results shows takes seconds: it is computed.
+    published = tier == PUBLISHED and bool(parameters)
+    if published:
+        os.environ["RELUFAIR_PUBLISHED"] = "1"
     folder = _usage(data_folder, data)
     check_parameters(short, defaults(path) | parameters, folder)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -187,7 +196,7 @@ def run_notebook(
     if folder:
         os.environ["RELUFAIR_DATA"] = str(folder.resolve())
     click.echo(f"Running {path.name} into {out}", err=True)
-    _execute(path, out / path.name, parameters, root)
+    _execute(path, out / path.name, parameters, root, published)
     return out
 
 
@@ -198,14 +207,19 @@ def _usage(function: Any, *args: Any) -> Any:
         raise click.UsageError(str(error)) from error
 
 
-def _execute(path: Path, target: Path, parameters: dict[str, Any], root: Path) -> None:
+def _execute(
+    path: Path, target: Path, parameters: dict[str, Any], root: Path, published: bool
+) -> None:
+    import nbformat
     import papermill
 
-    start = time.perf_counter()
+    from relufair import pages
+
+    start, source = time.perf_counter(), nbformat.read(path, as_version=4)
     try:
         with progress_shown():
             papermill.execute_notebook(
-                path, target, parameters, cwd=str(root), progress_bar=False,
+                pages.prepare(source) if published else source, target, parameters, cwd=str(root), progress_bar=False,
                 kernel_name="python3", extra_arguments=["--log-level=ERROR"],
                 shutdown_kernel="immediate",  # after Ctrl-C it would go on for seconds, and complain
             )  # fmt: skip
@@ -213,6 +227,8 @@ def _execute(path: Path, target: Path, parameters: dict[str, Any], root: Path) -
         click.echo("".join(error.traceback), err=True)
         click.echo(f"{target} shows the cell that failed.", err=True)
         raise click.ClickException(f"{error.ename}: {error.evalue}") from error
+    if published:
+        nbformat.write(pages.restore(nbformat.read(target, as_version=4)), target)
     click.echo(f"Done in {time.perf_counter() - start:.0f} s.", err=True)
 
 
@@ -250,6 +266,23 @@ def _follow(path: Path, done: threading.Event) -> None:
                 )
             sys.stderr.write(text)
             sys.stderr.flush()
+
+
+@main.command("compare")
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def compare_command(run: Path) -> None:
+    """Set the accuracies of RUN, a folder that `relufair run` has left, beside the published ones.
+
+    Leaves comparison.csv, and a figure for each method and remedy, in RUN.
+    """
+    from relufair import compare, published
+
+    theirs = published.tally().query("split == 'test'")
+    table = compare.beside(_usage(compare.read, run), theirs)
+    if len(table):
+        compare.keep(table, run)
+        click.echo(compare.pretty(table).to_string())
+    click.echo(compare.verdict(table))
 
 
 # Data -------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-TIERS = ("ci", "laptop", "paper")
+TIERS = ("ci", "laptop", "paper")  # that compute
 
 
 @click.group()

@@ -6,12 +6,13 @@ comparison is for; where the training differs, the verdict says so.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from relufair import groups
+from relufair import groups, plots
 from relufair.plots import named, percent
 
 ALIKE = ("dataset", "target", "groups", "arch", "width", "method", "remedy", "budget")
@@ -121,6 +122,15 @@ def _named(row: dict) -> str:
         f"{row['group']} at {percent(row['budget'])}, {named(row['method'])}{remedy} "
         f"({row['difference']:+.1f} points)"
     ).replace("-", "−")
+
+
+def keep(table: pd.DataFrame, folder: Path) -> None:
+    """Write the table of :func:`beside`, and a figure for each method and remedy, into ``folder``."""
+    table.to_csv(folder / "comparison.csv", index=False)
+    for (method, remedy), own in table.groupby(["method", "remedy"], sort=False):
+        figure = plots.beside(own, f"{named(method)}, {named(remedy)}")
+        name = re.sub(r"[^\w.]+", "-", f"comparison-{method}-{remedy}")
+        figure.savefig(folder / f"{name}.png", dpi=160)
 
 
 def pretty(table: pd.DataFrame) -> pd.DataFrame:

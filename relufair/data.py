@@ -232,7 +232,7 @@ class Splits:
 
     @classmethod
     def published(cls, found: Artifact) -> Splits:
-        """The splits of an :meth:`artifact`, whose pixels are :class:`Unseen`."""
+        """The splits of an :meth:`Splits.artifact`, whose pixels are :class:`Unseen`."""
         facts, table = found.facts, found.tables["images"]
         names = tuple(facts["classes"]), tuple(facts["group_names"])
         parts = {}

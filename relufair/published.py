@@ -2,13 +2,13 @@
 
 ``data/results`` holds
 
-======================================= ============================================================
-``artifacts/<kind>/<key>.json``         an artifact's kind, version, configuration and facts, and the
-                                        checksums of its tables
-``artifacts/<kind>/<key>.<table>.parquet`` each of its tables
-``manifest.json``                       an entry an artifact: its files, its run, and what made it
-``tally.parquet``                       accuracy counts: a row a run × budget × group × split
-======================================= ============================================================
+============================================ ======================================================
+``artifacts/<kind>/<key>.json``              kind, version, configuration and facts of an artifact,
+                                             with the checksums of its tables
+``artifacts/<kind>/<key>.<table>.parquet``   each of its tables
+``manifest.json``                            an entry an artifact: files, run, what made it
+``tally.parquet``                            counts: a row a run × budget × group × split
+============================================ ======================================================
 
 The tally has the columns of :meth:`relufair.pipeline.Pipeline.measure` and ``split``, ``study`` (a
 digest of all but seed and budgets), ``tier``, ``what`` (data and network in words), ``key`` (of the

@@ -194,7 +194,7 @@ def check(key: str, store: Store, folder: Path | None, results: Path | None = No
 
 
 def compare(published: pd.DataFrame, again: pd.DataFrame, test: GroupedImages) -> Check:
-    """Two tables of predictions of the same images, see :meth:`Pipeline.predictions`.
+    """Two tables of predictions of the same images, see :meth:`relufair.pipeline.Pipeline.predictions`.
 
     Args:
         published, again: the tables.

@@ -7,5 +7,5 @@ import pytest
 def own_places(tmp_path, monkeypatch):
     """Point the environment variables into the test's folder."""
     monkeypatch.setenv("RELUFAIR_STORE", str(tmp_path / "store"))
-    for name in ("RELUFAIR_OUT", "RELUFAIR_PROGRESS"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("OUT", "PROGRESS", "PUBLISHED", "RECORD"):
+        monkeypatch.delenv(f"RELUFAIR_{name}", raising=False)
