@@ -336,7 +336,7 @@ def published() -> dict[str, pd.DataFrame]:
     """
     folder = report.results_folder()
     keys = ["study", "method", "remedy", "seed", "budget", "group"]
-    tally = pd.concat(map(pd.read_csv, sorted(folder.glob("*.csv"))), ignore_index=True)
+    tally = pd.concat(map(_read, sorted(folder.glob("*.csv"))), ignore_index=True)
     tally = tally[~tally["what"].str.contains(", keep ")].drop_duplicates(keys)
     measures = [_geometry(path) for path in sorted((folder / "geometry").glob("*.csv"))]
     counts = {name: own.expected for name, own in SOURCES.items() if own.expected}
@@ -350,11 +350,16 @@ def published() -> dict[str, pd.DataFrame]:
     }
 
 
+def _read(path: Path) -> pd.DataFrame:
+    """A table whose groups are names, also where they are digits."""
+    return pd.read_csv(path, dtype={"group": str})
+
+
 def _geometry(path: Path) -> pd.DataFrame:
     """A long table with what its name tells: ``[...-]<dataset>-<target>-<tier>.csv``."""
     dataset, target, tier = path.stem.split("-")[-3:]
     about = {"dataset": dataset, "target": target, "tier": tier} | USUAL
-    table = pd.read_csv(path)
+    table = _read(path)
     about = {name: value for name, value in about.items() if name not in table}
     return table.assign(**about, what=f"{dataset}, {target}")
 

@@ -467,6 +467,29 @@ def test_every_test_is_used_and_every_claim_has_words(ledger):
         assert not {"|", "\n"} & set(own.claim + own.where + own.why)
 
 
+def test_published_tables_are_put_together(tmp_path, monkeypatch):
+    """No row twice, no turned halves, digits as names, and what became of each group beside it."""
+    monkeypatch.setattr(claims.report, "results_folder", lambda: tmp_path)
+    plain = tally({"small": 60}).replace({"group": {"large": "0", "middle": "1", "small": "2"}})
+    plain.query("seed == 0").to_csv(tmp_path / "a.csv", index=False)
+    plain.to_csv(tmp_path / "b.csv", index=False)
+    plain.assign(study="x", what="faces, keep rotated").to_csv(tmp_path / "c.csv", index=False)
+    (tmp_path / "geometry").mkdir()
+    (tmp_path / "theory").mkdir()
+    for name in ("decision_boundary", "theory"):
+        plain.to_csv(tmp_path / "theory" / f"{name}.csv", index=False)
+    own = plain[["seed", "budget", "group", "method"]].assign(measure="gradient", split="train")
+    own.to_csv(tmp_path / "geometry" / "more-faces-race-laptop.csv", index=False)
+    found = claims.published()
+    assert len(found["tally"]) == len(plain) and set(found["tally"]["group"]) == {"0", "1", "2"}
+    last = found["geometry"].query("seed == 1 and budget == 0.1 and group == '2'").iloc[0]
+    assert (last["accuracy"], last["relative_drop"], last["size"]) == (
+        0.6,
+        pytest.approx(0.25),
+        100,
+    )
+
+
 def test_the_published_statements_are_those_of_the_theory():
     statements = claims.published()["theory"][["section", "statement"]].to_numpy().tolist()
     assert statements == [list(row[:2]) for row in bounds.STATEMENTS.values()]
