@@ -215,11 +215,13 @@ def _execute(
 
     from relufair import pages
 
-    start, source = time.perf_counter(), nbformat.read(path, as_version=4)
+    start, page = time.perf_counter(), nbformat.read(path, as_version=4)
+    if published:
+        pages.prepare(page)
     try:
         with progress_shown():
             papermill.execute_notebook(
-                pages.prepare(source) if published else source, target, parameters, cwd=str(root), progress_bar=False,
+                page, target, parameters, cwd=str(root), progress_bar=False,
                 kernel_name="python3", extra_arguments=["--log-level=ERROR"],
                 shutdown_kernel="immediate",  # after Ctrl-C it would go on for seconds, and complain
             )  # fmt: skip

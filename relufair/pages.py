@@ -32,7 +32,7 @@ class Missing:
 def assigned(source: str) -> set[str]:
     """The names that the statements of a cell assign.
 
-    >>> sorted(assigned("a, b = f()\\nif a:\\n    c = d = a.x = 1"))
+    >>> sorted(assigned("a, b = f(); c = d = a.x = 1"))
     ['a', 'b', 'c', 'd']
     """
     names = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
@@ -56,7 +56,7 @@ def announce_missing() -> None:
 
 
 def prepare(notebook: NotebookNode) -> NotebookNode:
-    """Let the notebook announce what is missing, and go on with the next cell."""
+    """Let the notebook announce what is missing, and go on with the next cell; changed in place."""
     from nbformat.v4 import new_code_cell
 
     for cell in notebook.cells:

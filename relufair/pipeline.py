@@ -253,8 +253,9 @@ class Pipeline(ABC):
 
     def about(self, units: int | None) -> dict[str, Any]:
         """All that it takes to compute the network ``units`` again, see :meth:`Run.read`."""
+        run = self.run if units is not None else replace(self.run, remedy=PLAIN)
         network = {"units": units, "budget": self.units.get(units, 1.0)}
-        return asdict(self.run) | network | {"data": self.splits.digest}
+        return asdict(run) | network | {"data": self.splits.digest}
 
     def _pack(
         self, units: int | None, net: nn.Module, log: pd.DataFrame, facts: dict | None = None

@@ -36,7 +36,7 @@ def execute(tmp_path, source=CELLS):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_missing_result_is_said_where_it_is_needed(tmp_path):
-    """In its own cell and in the ones that use its names, which are not the old ones; then it goes on."""
+    """In its own cell and where its names are used, which are not the old ones; then it goes on."""
     page = execute(tmp_path)
     shown = [cell.outputs for cell in page.cells if cell.cell_type == "code"]
     assert len(shown) == 5 and not shown[0] and not shown[1]
