@@ -2,8 +2,9 @@
 # Needed: Python 3.11 or later with its venv module, make, and a network for the first set-up.
 
 PYTHON ?= python3
-# The parameters the book's notebooks run with: ci (seconds), laptop, or paper (a GPU).
-TIER ?= ci
+# The parameters the book's notebooks run with: published (the results in data/results, and what takes
+# seconds), ci (small, live), laptop, or paper (a GPU).
+TIER ?= published
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ STAGE := $(OUT)/book
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/%)
 PARAMETERS := $(NOTEBOOKS:notebooks/%.ipynb=notebooks/params/$(TIER)/%.yaml)
-SOURCES := $(wildcard relufair/*.py relufair/*/*.py)
+SOURCES := $(wildcard relufair/*.py relufair/*/*.py data/results/*.*)
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -23,7 +24,7 @@ SOURCES := $(wildcard relufair/*.py relufair/*/*.py)
 
 help: ## List these commands.
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
-	@echo "Variables: TIER=ci|laptop|paper (for book), PYTHON=python3 (for the set-up)."
+	@echo "Variables: TIER=published|ci|laptop|paper (for book), PYTHON=python3 (for the set-up)."
 
 setup: $(READY) ## Make .venv from requirements.lock (the other commands do it when needed).
 

@@ -42,6 +42,7 @@ from scipy import stats
 
 from relufair import bounds, report
 from relufair.evidence import FEWEST, TESTS, UNITS, NotRun, quotient
+from relufair.published import tally as published_tally
 from relufair.sources import SOURCES
 from relufair.store import key_of, project_root
 
@@ -336,7 +337,9 @@ def published() -> dict[str, pd.DataFrame]:
     """
     folder = report.results_folder()
     keys = ["study", "method", "remedy", "seed", "budget", "group"]
-    tally = pd.concat(map(_read, sorted(folder.glob("*.csv"))), ignore_index=True)
+    tally = published_tally(folder).query("split == 'test'").drop(columns="split")
+    # A run that was published twice counts once.
+    tally = pd.concat([*map(_read, sorted(folder.glob("*.csv"))), tally], ignore_index=True)
     tally = tally[~tally["what"].str.contains(", keep ")].drop_duplicates(keys)
     measures = [_geometry(path) for path in sorted((folder / "geometry").glob("*.csv"))]
     counts = {name: own.expected for name, own in SOURCES.items() if own.expected}

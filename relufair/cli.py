@@ -215,9 +215,8 @@ def _execute(
 
     from relufair import pages
 
-    start, page = time.perf_counter(), nbformat.read(path, as_version=4)
-    if published:
-        pages.prepare(page)
+    start = time.perf_counter()
+    page = pages.prepare(nbformat.read(path, as_version=4)) if published else path
     try:
         with progress_shown():
             papermill.execute_notebook(

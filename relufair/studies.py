@@ -1,8 +1,13 @@
 """The study behind each notebook, by the notebook's short name."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from relufair.audit import Audit
 from relufair.bounds import Theory
 from relufair.mitigation import Ablation, Comparison, Mitigation
+from relufair.store import project_root
 from relufair.study import AccuracyDrops, GradientsAndCurvature
 from relufair.theory import DecisionBoundary
 
@@ -16,3 +21,18 @@ STUDIES = {
     "paper_and_code": Audit,
     "remedies_compared": Comparison,
 }
+
+
+def published(name: str, **changes: Any) -> AccuracyDrops:
+    """The study of a chapter with the parameters of its published results, but for ``changes``.
+
+    Args:
+        name: of the notebook, long or short.
+        changes: other values of parameters.
+    """
+    from relufair import cli
+
+    root = project_root()
+    short, path = cli.find_notebook(root, name)
+    own = cli.defaults(path) | cli.read_parameters(root, path, cli.PUBLISHED, ())
+    return STUDIES[short](**own | changes)

@@ -353,7 +353,7 @@ def test_every_parameter_is_explained(name):
     assert sum(line.startswith("#") for line in lines) >= len(cli.defaults(NOTEBOOKS[name])) / 2
 
 
-@pytest.mark.parametrize("tier", cli.TIERS)
+@pytest.mark.parametrize("tier", (cli.PUBLISHED, *cli.TIERS))
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_every_tier_is_valid(name, tier):
     """Its parameters are known, of the right type and possible; the data may be missing."""

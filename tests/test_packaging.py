@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parent.parent
-TIERS = ("ci", "laptop", "paper")
+TIERS = ("published", "ci", "laptop", "paper")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = (ROOT / "requirements.lock").read_text()
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
