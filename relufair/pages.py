@@ -49,7 +49,10 @@ def announce_missing() -> None:
     from IPython.display import Markdown, display
 
     def show(shell: Any, _: type, error: NotPublished, *__: Any, **___: Any) -> None:
-        display(Markdown(f"**Not published yet.** {error}"))
+        kind, key, how = error.args
+        how, _, command = how.partition(": ")
+        shown = f"{how}:\n\n```bash\n{command}\n```" if command else how
+        display(Markdown(f"**Not published yet**: {kind}: {key}. {shown}"))
         shell.user_ns |= dict.fromkeys(assigned(shell.user_ns["In"][-1]), Missing(error))
 
     get_ipython().set_custom_exc((NotPublished,), show)

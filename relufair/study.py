@@ -24,7 +24,7 @@ from relufair.data import Choice
 from relufair.linearize import deepreduce
 from relufair.pipeline import Finetuned, Pipeline, Run
 from relufair.sources import data_folder
-from relufair.store import NotPublished, Store, key_of
+from relufair.store import NotPublished, Store, key_of, project_root
 
 
 @dataclass(frozen=True)
@@ -174,13 +174,16 @@ class AccuracyDrops:
         return [table for table in found if not isinstance(table, NotPublished)]
 
     def command(self) -> str:
-        """What computes this study, for a shell."""
+        """What computes this study, for a shell: its parameters that are not the notebook's own."""
+        from relufair import cli
         from relufair.studies import STUDIES
 
         (name,) = (name for name, study in STUDIES.items() if study is type(self))
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        usual = cli.defaults(cli.find_notebook(project_root(), name)[1])
         given = [
-            f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items()
+            f"{key}={json.dumps(getattr(self, key), ensure_ascii=False)}"
+            for key, value in usual.items()
+            if getattr(self, key) != value
         ]
         return shlex.join(["relufair", "run", name, *(part for g in given for part in ("-p", g))])
 

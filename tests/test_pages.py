@@ -15,7 +15,7 @@ table = "an old one"
 ===
 raise_it = True
 if raise_it:
-    raise NotPublished("predictions", "abc")
+    raise NotPublished("predictions", "abc", "To compute it: relufair run")
 table = 1
 ===
 table["group"]
@@ -43,7 +43,9 @@ def test_a_missing_result_is_said_where_it_is_needed(tmp_path):
     for outputs in shown[2:4]:
         (output,) = outputs
         said = output["data"]["text/markdown"]
-        assert said.startswith("**Not published yet.**") and "abc" in said
+        assert said == (
+            "**Not published yet**: predictions: abc. To compute it:\n\n```bash\nrelufair run\n```"
+        )
     assert shown[4][0]["text"] == "goes on\n"
     assert not any({pages.GOES_ON, pages.HIDDEN} & set(c.metadata["tags"]) for c in page.cells)
 
