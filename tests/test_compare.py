@@ -4,9 +4,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from test_report import tally
 
-from relufair import compare, plots
+from relufair import cli, compare, plots, published
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +101,17 @@ def test_the_figure_shows_the_differences():
     assert [first.get_title(), second.get_title()] == ["100 % of the ReLUs", "10 % of the ReLUs"]
     points = second.lines[0].get_xdata()
     assert points == pytest.approx(table.query("budget == 0.1")["difference"])
+
+
+def test_the_command(tmp_path, monkeypatch):
+    """Prints table and verdict, of the test images alone, and leaves both; refuses other folders."""
+    theirs = [tally(45).assign(split="test"), tally(99).assign(split="validation")]
+    monkeypatch.setattr(published, "tally", lambda: pd.concat(theirs))
+    tally(60).to_parquet(tmp_path / "accuracy_drops.parquet")
+    answer = CliRunner().invoke(cli.main, ["compare", str(tmp_path)])
+    assert answer.exit_code == 0, answer.output
+    assert "+15.0 [" in answer.output and "of 6 accuracies" in answer.output
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"accuracy_drops.parquet", "comparison.csv", "comparison-snl-plain.png"}
+    refused = CliRunner().invoke(cli.main, ["compare", str(tmp_path / "none")])
+    assert refused.exit_code == 2 and "has no table of accuracies by group" in refused.output
