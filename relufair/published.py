@@ -221,3 +221,47 @@ def listed(folder: Path | None = None) -> pd.DataFrame:
             about | {"budgets": ", ".join(f"{b:g}" for b in budgets), "key": lowest["key"][:8]}
         )
     return pd.DataFrame(rows)
+
+
+def origins(folder: Path | None = None) -> pd.DataFrame:
+    """Where the published numbers come from, a row a tier × data × machine × code.
+
+    Returns:
+        The columns ``tier``, ``data`` (set and target), ``fingerprints`` (of the splits, as in the
+        tally), ``seeds``, ``networks`` (whose predictions are published), ``hours`` (of all the
+        artifacts, each counted once; those of a search are not recorded), ``device``, ``torch``,
+        ``commit`` and ``dates``.
+    """
+    folder = folder or results_folder()
+    facts = {about["key"]: about["facts"] for about in described(folder)}
+    entries = [entry for entry in manifest(folder) if entry["kind"] != "splits"]
+    table = pd.DataFrame(
+        {
+            "tier": [entry["tier"] or "" for entry in entries],
+            "data": [f"{entry['dataset']}, {entry['target']}" for entry in entries],
+            "device": [entry["device"] or "" for entry in entries],
+            "torch": [entry["versions"]["torch"] or "" for entry in entries],
+            "commit": [entry["commit"] or "" for entry in entries],
+            "date": [facts[entry["key"]]["written"][:10] for entry in entries],
+            "seconds": [entry["seconds"] or 0.0 for entry in entries],
+            "network": [entry["kind"] == "predictions" for entry in entries],
+            "seed": [entry["seed"] for entry in entries],
+            "split": [(entry["data"] or "")[:12] for entry in entries],
+        }
+    )
+    rows = []
+    for key, own in table[table["tier"] != ""].groupby(
+        ["tier", "data", "device", "torch", "commit"]
+    ):
+        about = dict(zip(["tier", "data", "device", "torch", "commit"], key, strict=True))
+        ends = sorted({own["date"].min(), own["date"].max()})
+        rows.append(about | {
+            "fingerprints": ", ".join(sorted(set(own["split"]))),
+            "seeds": ", ".join(map(str, sorted(set(own["seed"])))),
+            "networks": int(own["network"].sum()),
+            "hours": own["seconds"].sum() / 3600,
+            "dates": " to ".join(ends),
+        })  # fmt: skip
+    columns = ["tier", "data", "fingerprints", "seeds", "networks", "hours", "device", "torch",
+               "commit", "dates"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)

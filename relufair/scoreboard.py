@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from relufair import claims, plots
+from relufair import claims, plots, published
 from relufair.claims import Claim
 from relufair.store import project_root
 
@@ -132,9 +132,19 @@ def _runs() -> str:
     return " ".join(said)
 
 
+def origins() -> str:
+    """The table of the page ``book/numbers.md``, which it includes from ``origins.md``."""
+    table = published.origins()
+    table["hours"] = table["hours"].map("{:.1f}".format)
+    rows = [list(table), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"<!-- Written by `make claims` from data/results/manifest.json. -->\n\n{lines}\n"
+
+
 def save() -> None:
-    """Compute the verdicts anew, and write them, the figure and the page."""
+    """Compute the verdicts anew; write them, the figure, and the tables of both pages."""
     root = project_root()
     claims.computed().to_csv(root / "data" / "verdicts.csv")
     plots.scoreboard(score()).savefig(root / "book" / "figures" / "scoreboard.png", dpi=160)
     (root / "book" / "ledger.md").write_text(page(), encoding="utf-8")
+    (root / "book" / "origins.md").write_text(origins(), encoding="utf-8")

@@ -197,7 +197,7 @@ def test_a_seed_that_lacks_something_is_named_and_left_out(made, copied, tmp_pat
 
 
 def test_where_every_run_lacks_something_the_command_is_said(made, copied, tmp_path):
-    """And the command asks for this very study."""
+    """And the command asks for this very study, and says what is not usual about it."""
     for path in (copied / "artifacts" / "predictions").glob("*.json"):
         path.unlink()
     with pytest.raises(NotPublished, match="seed 0; random, seed 1") as error:
@@ -208,8 +208,11 @@ def test_where_every_run_lacks_something_the_command_is_said(made, copied, tmp_p
     _, run, name, *given = shlex.split(command)
     assert (run, name) == ("run", "mitigation")
     root = Path(__file__).resolve().parents[1]
-    read = cli.read_parameters(root, cli.notebooks(root)[name], None, given[1::2])
-    assert read == {f.name: getattr(STUDY, f.name) for f in fields(STUDY)}
+    path = cli.notebooks(root)[name]
+    read = cli.read_parameters(root, path, None, given[1::2])
+    asked = {f.name: getattr(STUDY, f.name) for f in fields(STUDY)}
+    assert cli.defaults(path) | read == asked
+    assert read == {name: v for name, v in asked.items() if cli.defaults(path)[name] != v}
 
 
 def test_a_damaged_table_is_not_served(made, copied, tmp_path):
@@ -674,3 +677,15 @@ def test_the_commands_of_the_results(made, project, monkeypatch):
     monkeypatch.setenv("RELUFAIR_PUBLISHED", "1")
     refused = relufair("export", "accuracy_drops")
     assert refused.exit_code == 2 and "RELUFAIR_PUBLISHED=1: unset it" in refused.stderr
+
+
+def test_where_the_numbers_come_from(exported):
+    """Networks, seeds and hours of each machine and code, from the descriptions themselves."""
+    table = published.origins(exported)
+    about = list(published.described(exported))
+    predictions = [own for own in about if own["kind"] == "predictions"]
+    assert table["networks"].sum() == len(predictions) > 4
+    assert set(table["data"]) == {"digits, digit"} and set(table["seeds"]) == {"0, 1"}
+    timed = [o for o in about if o["kind"] != "splits" and "run" in o["facts"]]
+    hours = sum(own["facts"]["seconds"] for own in timed) / 3600
+    assert table["hours"].sum() == pytest.approx(hours)
