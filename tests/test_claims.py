@@ -468,12 +468,18 @@ def test_every_test_is_used_and_every_claim_has_words(ledger):
 
 
 def test_published_tables_are_put_together(tmp_path, monkeypatch):
-    """No row twice, no turned halves, digits as names, and what became of each group beside it."""
+    """No row twice, no turned halves, no validation, digits as names; each group's fate beside it."""
     monkeypatch.setattr(claims.report, "results_folder", lambda: tmp_path)
     plain = tally({"small": 60}).replace({"group": {"large": "0", "middle": "1", "small": "2"}})
     plain.query("seed == 0").to_csv(tmp_path / "a.csv", index=False)
     plain.to_csv(tmp_path / "b.csv", index=False)
     plain.assign(study="x", what="faces, keep rotated").to_csv(tmp_path / "c.csv", index=False)
+    later = plain.assign(correct=0, both=0)  # published again: the first counts
+    remedied = plain.assign(remedy="cvar 0.5", study="y")
+    validation = remedied.assign(correct=1, both=1)
+    parts = {"test": pd.concat([later, remedied]), "validation": validation}
+    split = pd.concat([part.assign(split=name) for name, part in parts.items()])
+    split.to_parquet(tmp_path / "tally.parquet")
     (tmp_path / "geometry").mkdir()
     (tmp_path / "theory").mkdir()
     for name in ("decision_boundary", "theory"):
@@ -481,7 +487,9 @@ def test_published_tables_are_put_together(tmp_path, monkeypatch):
     own = plain[["seed", "budget", "group", "method"]].assign(measure="gradient", split="train")
     own.to_csv(tmp_path / "geometry" / "more-faces-race-laptop.csv", index=False)
     found = claims.published()
-    assert len(found["tally"]) == len(plain) and set(found["tally"]["group"]) == {"0", "1", "2"}
+    assert len(found["tally"]) == 2 * len(plain) and set(found["tally"]["group"]) == {"0", "1", "2"}
+    counted = found["tally"].groupby("remedy")["correct"].sum()
+    assert set(counted) == {plain["correct"].sum()}
     last = found["geometry"].query("seed == 1 and budget == 0.1 and group == '2'").iloc[0]
     assert (last["accuracy"], last["relative_drop"], last["size"]) == (
         0.6,
