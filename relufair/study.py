@@ -23,7 +23,7 @@ from relufair import config, explain, masks, methods, models, tracing
 from relufair.data import Choice
 from relufair.linearize import deepreduce
 from relufair.pipeline import Finetuned, Pipeline, Run
-from relufair.sources import data_folder
+from relufair.sources import SOURCES, data_folder
 from relufair.store import NotPublished, Store, key_of, project_root
 
 
@@ -185,7 +185,12 @@ class AccuracyDrops:
             for key, value in usual.items()
             if getattr(self, key) != value
         ]
-        return shlex.join(["relufair", "run", name, *(part for g in given for part in ("-p", g))])
+        line = shlex.join(["relufair", "run", name, *(part for g in given for part in ("-p", g))])
+        return line + (" --data DIR" if SOURCES[self.dataset].files else "")
+
+    def rerun(self) -> str:
+        """That command, as Markdown for the end of a page."""
+        return f"To compute exactly this again:\n\n```bash\n{self.command()}\n```"
 
 
 def words(run: Run | Pipeline) -> str:

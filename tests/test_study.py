@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 import torch
 
-from relufair import config, masks, pipeline
+from relufair import cli, config, masks, pipeline
 from relufair.data import Choice
 from relufair.methods import PIPELINES
 from relufair.pipeline import VERSIONS, Run, Snl
-from relufair.store import Store, key_of
+from relufair.store import Store, key_of, project_root
 from relufair.study import AccuracyDrops, identity
 
 # Few steps, and a descent that still passes its budgets one after the other.
@@ -353,3 +353,14 @@ def test_a_study_is_known_by_what_its_method_depends_on():
     ]
     (snl, reduced), (again, longer) = ([identity(run) for run in s.runs()] for s in both)
     assert snl == again and reduced != longer
+
+
+def test_the_command_names_what_is_not_usual():
+    """Nothing of the notebook's own parameters; the data folder where there must be one."""
+    path = cli.notebooks(project_root())["accuracy_drops"]
+    assert AccuracyDrops(**cli.defaults(path)).command() == "relufair run accuracy_drops"
+    faces = AccuracyDrops(**cli.defaults(path) | {"dataset": "utkface", "budgets": [0.1, 0.02]})
+    assert faces.command() == (
+        """relufair run accuracy_drops -p 'dataset="utkface"' -p 'budgets=[0.1, 0.02]' --data DIR"""
+    )
+    assert f"```bash\n{faces.command()}\n```" in faces.rerun()
