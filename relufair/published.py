@@ -90,8 +90,12 @@ def _publish(about: dict[str, Any], artifact: Artifact, place: Path) -> None:
     sums = {}
     for name, table in sorted(artifact.tables.items()):
         path = place.with_name(f"{place.name}.{name}.parquet")
-        table = _compact(table) if about["kind"] in ("predictions", "splits") else table
-        table.to_parquet(path, compression="zstd", index=False)
+        how: dict[str, Any] = {}
+        if about["kind"] in ("predictions", "splits"):  # a row an image, in the order of the rows
+            table = _compact(table)
+            how["use_dictionary"] = [n for n in table if n not in ("row", "margin")]
+            how["column_encoding"] = {"row": "DELTA_BINARY_PACKED"}
+        table.to_parquet(path, compression="zstd", index=False, **how)
         sums[name] = checksum(path)
     text = json.dumps(about | {"tables": sums}, indent=1, sort_keys=True)
     place.with_suffix(".json").write_text(text + "\n")
@@ -104,8 +108,8 @@ def _compact(table: pd.DataFrame) -> pd.DataFrame:
         for name, kind in SMALL.items()
         if name in table and table[name].max() <= np.iinfo(kind).max
     }
-    more = {name: kind for name, kind in (("margin", np.float16), ("split", "category"))}
-    return table.astype(fitting | {name: kind for name, kind in more.items() if name in table})
+    others = {"margin": np.float16, "split": "category"}
+    return table.astype(fitting | {name: others[name] for name in others.keys() & set(table)})
 
 
 def manifest(folder: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shlex
 import shutil
 import sys
 import types
@@ -87,10 +88,11 @@ def copied(exported, tmp_path):
 
 @pytest.fixture
 def nothing_is_computed(monkeypatch):
-    """No data, no training, no pass through a network."""
+    """No data, no training, no pass through a network; and it is another device."""
     monkeypatch.setattr(data.sources, "load", None)
     for name in ("fit", "logits"):
         monkeypatch.setattr(training, name, None)
+    monkeypatch.setattr(training, "device_name", lambda device: "another one")
 
 
 def content(folder):
@@ -203,8 +205,6 @@ def test_where_every_run_lacks_something_the_command_is_said(made, copied, tmp_p
     with pytest.raises(NotPublished, match="seed 0; random, seed 1") as error:
         TABLES["tally"](Store(tmp_path, published=copied))
     command = str(error.value).partition("To compute it: ")[2]
-    import shlex
-
     _, run, name, *given = shlex.split(command)
     assert (run, name) == ("run", "mitigation")
     root = Path(__file__).resolve().parents[1]
@@ -436,6 +436,15 @@ def test_verify_names_what_is_damaged(copied, name):
     spoil(copied)
     found = verification.verify(copied).damage
     assert found and any(pd.Series(found).str.contains(message))
+
+
+def test_a_tally_may_have_more_rows_than_can_be_counted_now_but_no_others(exported):
+    """Where a run is left out, its rows stand; a row that is counted must stand as it is."""
+    table = published.tally(exported)
+    assert verification._differing(exported, table.iloc[3:], complete=False) == []
+    assert verification._differing(exported, table.iloc[3:], complete=True)
+    wrong = table.assign(correct=table["correct"] + (table.index == 0))
+    assert len(verification._differing(exported, wrong, complete=False)) == 1
 
 
 def tamper(folder, pipe, units, change):
