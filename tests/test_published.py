@@ -25,6 +25,7 @@ from relufair import (
     pipeline,
     provenance,
     published,
+    studies,
     training,
     verification,
 )
@@ -698,3 +699,23 @@ def test_where_the_numbers_come_from(exported):
     timed = [o for o in about if o["kind"] != "splits" and "run" in o["facts"]]
     hours = sum(own["facts"]["seconds"] for own in timed) / 3600
     assert table["hours"].sum() == pytest.approx(hours)
+
+
+def chapters_with_results():
+    """The chapters whose page shows published results."""
+    root = Path(__file__).resolve().parents[1]
+    pages = cli.notebooks(root).items()
+    return [n for n, path in pages if cli.read_parameters(root, path, cli.PUBLISHED, ())]
+
+
+@pytest.mark.usefixtures("nothing_is_computed")
+@pytest.mark.parametrize("name", chapters_with_results())
+def test_what_a_page_shows_is_published(name, capsys):
+    """Every network of the chapter's main table, in all its seeds."""
+    study, store = studies.published(name), Store(published=True)
+    cures = study.chosen(study.tuned(store=store)) if name == "remedies_compared" else study.cures()
+    table = study.tally(cures, store=store)
+    shown = table[["remedy", "seed", "budget"]].drop_duplicates()
+    assert set(table["remedy"]) == {str(cure) for cure in cures}
+    assert len(shown) == len(cures) * len(study.seeds) * (len(study.budgets) + 1)
+    assert not capsys.readouterr().out
