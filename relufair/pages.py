@@ -40,7 +40,7 @@ def assigned(source: str) -> set[str]:
 
 
 def announce_missing() -> None:
-    """In the running notebook, let :class:`relufair.store.NotPublished` be shown in place of a cell's output.
+    """In the running notebook, show :class:`relufair.store.NotPublished` in place of a cell's output.
 
     The names that the cell would have assigned become :class:`Missing`, and not what an earlier
     cell has left in them.
