@@ -183,11 +183,15 @@ def ranks(table: pd.DataFrame) -> pd.DataFrame:
 
 def tuning(table: pd.DataFrame) -> pd.DataFrame:
     """For people: the grid of :class:`relufair.mitigation.Comparison`; a mark is the chosen."""
+
+    def said(accuracy: float) -> str:
+        return "no tuning seed" if np.isnan(accuracy) else f"{accuracy:.1f}"
+
     own = table.assign(
         remedy=table["remedy"].map(plots.named),
         strength=table["strength"].map("{:g}".format),
-        worst=table["worst"].map("{:.1f}".format),
-        accuracy=table["accuracy"].map("{:.1f}".format),
+        worst=table["worst"].map(said),
+        accuracy=table["accuracy"].map(said),
         chosen=table["chosen"].map({True: "✓", False: ""}),
     )
     names = {"worst": "worst group (%)", "accuracy": "everyone (%)"}

@@ -262,3 +262,11 @@ def test_directions_are_said_as_they_are():
     assert all("**not as in the paper**" in x for x in report.directions(back, tally_).splitlines())
     mixed = pd.concat([ahead.query("seed == 0"), back.query("seed == 1")])
     assert all("**unclear**" in x for x in report.directions(mixed, tally_).splitlines())
+
+
+def test_a_grid_that_was_not_run_says_so():
+    grid = {"remedy": ["cvar"] * 2, "strength": [0.2, 0.5], "worst": [np.nan, 41.27],
+            "accuracy": [np.nan, 90.0], "chosen": [False, True]}  # fmt: skip
+    shown = report.tuning(pd.DataFrame(grid))
+    assert shown["worst group (%)"].tolist() == ["no tuning seed", "41.3"]
+    assert shown["everyone (%)"].tolist() == ["no tuning seed", "90.0"]
