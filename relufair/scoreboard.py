@@ -113,11 +113,15 @@ def page() -> str:
     columns = ["claim", "where", "holds if", "found", "verdict"]
     for chapter, own in ledger().groupby("chapter", sort=False):
         notebook = (project_root() / "notebooks" / f"{chapter}.ipynb").exists()
-        rows = [columns, ["---"] * len(columns), *own[columns].to_numpy().tolist()]
-        lines = [f"| {' | '.join(row)} |" for row in rows]
         title = f"## {{doc}}`/{'notebooks' if notebook else 'book'}/{chapter}`"
-        parts.append(f"{title}\n\n" + "\n".join(lines) + "\n")
+        parts.append(f"{title}\n\n{_markdown(own[columns])}")
     return "\n".join(parts)
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    """The table as lines of Markdown."""
+    rows = [list(table), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _runs() -> str:
@@ -136,9 +140,9 @@ def origins() -> str:
     """The table of the page ``book/numbers.md``, which it includes from ``origins.md``."""
     table = published.origins()
     table["hours"] = table["hours"].map("{:.1f}".format)
-    rows = [list(table), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
-    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"<!-- Written by `make claims` from data/results/manifest.json. -->\n\n{lines}\n"
+    return (
+        f"<!-- Written by `make claims` from data/results/manifest.json. -->\n\n{_markdown(table)}"
+    )
 
 
 def save() -> None:
