@@ -14,7 +14,8 @@ STAGE := $(OUT)/book
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/%)
 PARAMETERS := $(NOTEBOOKS:notebooks/%.ipynb=notebooks/params/$(TIER)/%.yaml)
-SOURCES := $(wildcard relufair/*.py relufair/*/*.py data/results/*.*)
+SOURCES := $(wildcard relufair/*.py relufair/*/*.py data/results/*.*) \
+           data/claims.yaml data/verdicts.csv
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:

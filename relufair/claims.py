@@ -40,11 +40,12 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from relufair import bounds, report
-from relufair.evidence import FEWEST, TESTS, UNITS, NotRun, quotient
-from relufair.published import tally as published_tally
+from relufair import bounds
+from relufair.config import TUNING
+from relufair.evidence import FEWEST, RELATIVE, TESTS, UNITS, NotRun, quotient
+from relufair.published import geometry, reported
 from relufair.sources import SOURCES
-from relufair.store import key_of, project_root
+from relufair.store import key_of, project_root, results_folder
 
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
 NOT_TESTABLE, NOT_RUN = "not testable here", "not yet run"
@@ -52,7 +53,7 @@ VERDICTS = (REPRODUCED, PARTLY, NOT_REPRODUCED, NOT_TESTABLE, NOT_RUN)
 TIERS = ("paper", "laptop", "every")
 USUAL = {"arch": "resnet18", "groups": "label", "method": "snl", "remedy": "plain"}
 SIDES = ("above", "below", "within")
-DIGITS = {"images": 0, "points": 1, "%": 1, "times": 2, "": 2}
+DIGITS = {"images": 0, "points": 1, RELATIVE: 1, "%": 1, "times": 2, "": 2}
 Tables = Mapping[str, pd.DataFrame]
 
 
@@ -89,9 +90,12 @@ class Claim:
 
     @property
     def unit(self) -> str:
-        """The number's, ``images``, ``points``, ``%``, ``times``, or none for a rank correlation."""
-        points = self.against or self.arguments.get("measure") == "drop_points"
-        return UNITS.get(self.test, "%" if self.test == "level" and not points else "points")
+        """The number's, or none for a rank correlation. Relative drops are apart by points of them."""
+        if self.test != "level":
+            return UNITS.get(self.test, "points")
+        if "measure" in self.arguments:  # an accuracy, or a drop in points
+            return "points"
+        return RELATIVE if self.against else "%"
 
 
 @dataclass(frozen=True)
@@ -332,45 +336,30 @@ def _about(rows: pd.DataFrame) -> str:
 def published() -> dict[str, pd.DataFrame]:
     """The tables in ``data/results`` by the names that claims use, with the images of the sources.
 
-    The long tables of ``geometry`` get the columns ``accuracy``, ``relative_drop`` (shares, by seed)
-    and ``size`` of their networks and groups from the tally.
+    A study of which no predictions are published has its older counts. That of ``geometry`` gets the
+    columns ``accuracy``, ``relative_drop`` (shares, by seed) and ``size`` of its networks and groups
+    from the tally.
     """
-    folder = report.results_folder()
-    keys = ["study", "method", "remedy", "seed", "budget", "group"]
-    tally = published_tally(folder).query("split == 'test'").drop(columns="split")
-    # A run that was published twice counts once.
-    tally = pd.concat([*map(_read, sorted(folder.glob("*.csv"))), tally], ignore_index=True)
-    tally = tally[~tally["what"].str.contains(", keep ")].drop_duplicates(keys)
-    measures = [_geometry(path) for path in sorted((folder / "geometry").glob("*.csv"))]
+    folder = results_folder()
+    tally, measures = reported(folder), geometry(folder)
+    older = pd.concat(map(pd.read_csv, sorted(folder.glob("*.csv"))), ignore_index=True)
+    older = older[~older["study"].isin(tally["study"])]
+    tally = pd.concat([tally, older], ignore_index=True)
+    tally = tally[~tally["what"].str.contains(", keep ")]
     counts = {name: own.expected for name, own in SOURCES.items() if own.expected}
     sources = pd.DataFrame({"source": counts.keys(), "images": counts.values()})
     return {
         "tally": tally,
-        "geometry": pd.concat(measures).merge(_outcomes(tally), "left"),
+        "geometry": measures[measures["seed"] < TUNING].merge(_outcomes(tally), "left"),
         "toy": pd.read_csv(folder / "theory" / "decision_boundary.csv"),
         "theory": pd.read_csv(folder / "theory" / "theory.csv").assign(tier="every"),
         "sources": sources.assign(tier="every"),
     }
 
 
-def _read(path: Path) -> pd.DataFrame:
-    """A table whose groups are names, also where they are digits."""
-    return pd.read_csv(path, dtype={"group": str})
-
-
-def _geometry(path: Path) -> pd.DataFrame:
-    """A long table with what its name tells: ``[...-]<dataset>-<target>-<tier>.csv``."""
-    dataset, target, tier = path.stem.split("-")[-3:]
-    about = {"dataset": dataset, "target": target, "tier": tier} | USUAL
-    table = _read(path)
-    about = {name: value for name, value in about.items() if name not in table}
-    return table.assign(**about, what=f"{dataset}, {target}")
-
-
-def _outcomes(tally: pd.DataFrame) -> pd.DataFrame:
-    """What became of each group of each network; of several widths in a tier, the largest counts."""
-    keys = ["dataset", "target", "tier", *USUAL, "seed", "budget", "group"]
-    own = tally.sort_values("width").drop_duplicates(keys, keep="last")
+def _outcomes(own: pd.DataFrame) -> pd.DataFrame:
+    """What became of each group of each network."""
+    keys = ["dataset", "target", "tier", "width", *USUAL, "seed", "budget", "group"]
     right, base = own["correct"] / own["n"], own["base"] / own["n"]
     found = {"accuracy": right, "relative_drop": (base - right) / base, "size": own["train_n"]}
     return own[keys].assign(**found)

@@ -278,8 +278,7 @@ def compare_command(run: Path) -> None:
     """
     from relufair import compare, published
 
-    theirs = published.tally().query("split == 'test'")
-    table = compare.beside(_usage(compare.read, run), theirs)
+    table = compare.beside(_usage(compare.read, run), published.reported())
     if len(table):
         compare.keep(table, run)
         click.echo(compare.pretty(table).to_string())

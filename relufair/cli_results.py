@@ -72,6 +72,8 @@ def verify() -> None:
         click.echo(f"Stale, {reason}: {len(artifacts)}")
         for name in artifacts:
             click.echo(f"  {name}")
+    for outcome in found.computed:
+        click.echo(f"Computed anew by this code: {outcome}")
     if found.damage:
         sys.exit(1)
     click.echo("All files, and the tally, are as they were published.")
@@ -87,12 +89,17 @@ def verify() -> None:
     type=click.Path(path_type=Path),
     help="Compute in this store (default: a temporary one).",
 )
-def check(key: str, data: str | None, store: Path | None) -> None:
+@click.option("--keep", is_flag=True, help="Publish the outcome, for `relufair results verify`.")
+def check(key: str, data: str | None, store: Path | None, keep: bool) -> None:
     """Compute published predictions anew, with all that they rest on, and compare."""
     from relufair import cli
 
     with cli.progress_shown(), tempfile.TemporaryDirectory() as folder:
         found = _checked(key, data, store or Path(folder))
+    if keep:
+        from relufair import verification
+
+        verification.keep(found)
     shares = found.groups[["published", "again"]].div(found.groups["n"], axis=0)
     for group, row in (100 * shares).iterrows():
         low, high = 100 * found.groups.loc[group, ["low", "high"]].astype(float)

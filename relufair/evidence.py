@@ -18,8 +18,9 @@ from relufair import bounds, groups
 
 FEWEST = 2  # seeds, below which nothing is said
 # Of each test's number; those not named here are differences in points.
+RELATIVE = "points of relative drop"
 UNITS = {"images": "images", "changed": "images", "ratio": "times", "quotient": "times", "order": "",
-         "correlation": ""}  # fmt: skip
+         "correlation": "", "excess": RELATIVE}  # fmt: skip
 
 
 class NotRun(Exception):
@@ -52,12 +53,6 @@ def _measured(rows: pd.DataFrame, measure: str, budgets: Sequence[float]) -> dic
     return found | {"largest": found[large], "smallest": found[small]}
 
 
-def _order(rows: pd.DataFrame) -> list[str]:
-    """The groups with enough test images, largest first."""
-    sizes = groups.sizes(rows)
-    return list(sizes[sizes["n"] >= groups.FEWEST].index)
-
-
 def level(
     rows: pd.DataFrame, group: str, budget: float, measure: str = "relative_drop"
 ) -> np.ndarray:
@@ -79,7 +74,7 @@ def excess(
     With ``ends``, of so many groups at either end, averaged.
     """
     own = _measured(rows, "relative_drop", [budget] if since is None else [budget, since])
-    order = _order(rows)
+    order = groups.large_enough(rows)
     small, large = (np.mean([own[g] for g in side], axis=0) for side in
                     (order[-ends:], order[:ends]))  # fmt: skip
     apart = small - large
@@ -88,7 +83,7 @@ def excess(
 
 def order(rows: pd.DataFrame, budget: float) -> np.ndarray:
     """Rank correlation, over groups, of relative drop and size in training."""
-    own, names = _measured(rows, "relative_drop", [budget]), _order(rows)
+    own, names = _measured(rows, "relative_drop", [budget]), groups.large_enough(rows)
     drops = np.stack([own[name][:, 0] for name in names], axis=-1)
     return _spearman(drops, groups.sizes(rows)["train_n"][names].to_numpy())
 
@@ -96,13 +91,15 @@ def order(rows: pd.DataFrame, budget: float) -> np.ndarray:
 def worst(rows: pd.DataFrame, budgets: Sequence[float]) -> np.ndarray:
     """Drops, in points, of every group at every budget, of which the largest counts."""
     own = _measured(rows, "drop_points", budgets)
-    return np.concatenate([own[name] for name in _order(rows)], axis=-1)
+    return np.concatenate([own[name] for name in groups.large_enough(rows)], axis=-1)
 
 
 def gap(rows: pd.DataFrame, budget: float) -> np.ndarray:
     """By how many points the best and the worst group are farther apart than in the base."""
     after, lost = (_measured(rows, m, [budget]) for m in ("accuracy", "drop_points"))
-    after, lost = (np.stack([own[g][:, 0] for g in _order(rows)]) for own in (after, lost))
+    after, lost = (
+        np.stack([own[g][:, 0] for g in groups.large_enough(rows)]) for own in (after, lost)
+    )
     return np.ptp(after, axis=0) - np.ptp(after + lost, axis=0)
 
 
@@ -161,7 +158,9 @@ def quotient(
     own = np.log(_by_seed(rows, measure, split, budget)[ends.get(group, group)])
     if to is None and since is None:
         return own
-    other = _by_seed(rows, measure, split, since or budget)[ends.get(to or group, to or group)]
+    other = _by_seed(rows, measure, split, budget if since is None else since)[
+        ends.get(to or group, to or group)
+    ]
     return (own - np.log(other)).dropna()
 
 
@@ -182,7 +181,7 @@ def correlation(
     Returns:
         An array (1 + draws,), of all groups, and of groups redrawn.
     """
-    x = _by_seed(rows, measure, split, at or budget)
+    x = _by_seed(rows, measure, split, budget if at is None else at)
     own = rows[rows["budget"] == budget].groupby(["seed", "group"])[outcome].first()
     y = own.dropna().unstack("group")
     seeds, names = x.index.intersection(y.index), list(y.columns)

@@ -173,19 +173,21 @@ def sizes(table: pd.DataFrame) -> pd.DataFrame:
     return means.sort_values("train_n", ascending=False, kind="stable")
 
 
-def extremes(table: pd.DataFrame) -> tuple[str, str]:
-    """The largest and the smallest group of the training set.
-
-    Groups with fewer than ``FEWEST`` test images are passed over, unless fewer than two are left.
-    """
+def large_enough(table: pd.DataFrame) -> list[str]:
+    """The groups with at least ``FEWEST`` test images, largest first; all, if fewer than two have."""
     every = sizes(table)
     enough = every[every["n"] >= FEWEST]
-    order = (enough if len(enough) > 1 else every).index
+    return list((enough if len(enough) > 1 else every).index)
+
+
+def extremes(table: pd.DataFrame) -> tuple[str, str]:
+    """The largest and the smallest group of the training set, of those that are large enough."""
+    order = large_enough(table)
     return order[0], order[-1]
 
 
 def disparity(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """How unequal the groups are at every budget.
+    """How unequal the groups that are large enough are at every budget.
 
     Returns:
         A row a method × budget × measure with ``value``, ``low``, ``high`` and ``seeds``; the
@@ -194,25 +196,24 @@ def disparity(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         minus that of the largest, by the order of the tally's ``train_n``; in points), and
         ``worst_gain`` and ``gap_growth``, how much larger the first two are than in the base.
     """
-    large, small = extremes(table)
-    rows = []
+    order, rows = large_enough(table), []
     for (method, budget), part in table.groupby(["method", "budget"], sort=False):
         counts, names = cells(part)
-        ends = names.index(small), names.index(large)
-        low, high = _interval(_gaps(resample(counts, np.random.default_rng(seed)), *ends))
+        places = [names.index(group) for group in order]
+        low, high = _interval(_gaps(resample(counts, np.random.default_rng(seed)), places))
         about = {"method": method, "budget": budget}
         about |= {"measure": ["worst_accuracy", "gap", "excess", "worst_gain", "gap_growth"]}
-        interval = {"value": _gaps(counts, *ends), "low": low, "high": high, "seeds": len(counts)}
+        interval = {"value": _gaps(counts, places), "low": low, "high": high, "seeds": len(counts)}
         rows.append(pd.DataFrame(about | interval))
     return pd.concat(rows, ignore_index=True)
 
 
-def _gaps(counts: np.ndarray, small: int, large: int) -> np.ndarray:
-    """Worst accuracy, gap, excess of the group ``small`` over ``large``, and changes (..., 5)."""
-    (before, after), relative = _accuracies(counts[..., :-1, :]), relative_drop(counts)
+def _gaps(counts: np.ndarray, places: list[int]) -> np.ndarray:
+    """Worst accuracy, gap, excess of the last group at ``places`` over the first, changes (..., 5)."""
+    (before, after), relative = _accuracies(counts[..., places, :]), relative_drop(counts)
     worst, best = 100 * np.nanmin(after, -1), 100 * np.nanmax(after, -1)
     lowest, highest = 100 * np.nanmin(before, -1), 100 * np.nanmax(before, -1)
-    gap, excess = best - worst, relative[..., small] - relative[..., large]
+    gap, excess = best - worst, relative[..., places[-1]] - relative[..., places[0]]
     return np.stack([worst, gap, excess, worst - lowest, gap - (highest - lowest)], -1)
 
 
@@ -241,8 +242,10 @@ def signed_ranks(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (method, budget), part in table.groupby(["method", "budget"], sort=False):
         counts, names = cells(part)
-        gains = 100 * (counts[..., 2] - counts[..., 1]) / np.maximum(counts.sum(-1), 1)
-        for group, own in zip(names, gains.T, strict=True):
+        n = counts.sum(-1)
+        gains = 100 * (counts[..., 2] - counts[..., 1]) / np.where(n > 0, n, np.nan)
+        for group, every in zip(names, gains.T, strict=True):
+            own = every[~np.isnan(every)]
             about = {"method": method, "budget": budget, "group": group, "gain": own.mean()}
             p = wilcoxon(own).pvalue if len(own) >= ENOUGH and own.any() else np.nan
             rows.append(about | {"seeds": len(own), "better": int((own > 0).sum()), "p": p})

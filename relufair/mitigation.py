@@ -178,7 +178,7 @@ class Comparison(Remedied):
         if self.tuning_seeds:
             config.distinct("tuning_seeds", self.tuning_seeds)
         for seed in self.tuning_seeds:
-            config.whole("tuning_seeds", seed, 0, config.LARGEST_SEED)
+            config.whole("tuning_seeds", seed, config.TUNING, config.LARGEST_SEED)
             if seed in self.seeds:
                 raise ValueError(f"tuning_seeds={list(self.tuning_seeds)}: {seed} is among seeds")
 

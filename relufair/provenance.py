@@ -16,6 +16,12 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
+# The modules' texts, read when they are imported: a file that changes while a process runs is not
+# what the process runs.
+CODE = {
+    path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path.read_text()
+    for path in PACKAGE.rglob("*.py")
+}
 
 # Each kind of artifact with the kinds and the modules that it rests on. What is measured of a network
 # has the network's kind in its configuration. Not here is config, whose values are in the keys.
@@ -65,8 +71,7 @@ def _named(config: Mapping[str, Any]) -> Iterator[str]:
 @lru_cache
 def digest(name: str) -> str | None:
     """Twelve hexadecimal digits of what the package's module ``name`` does; None if it is gone."""
-    path = PACKAGE / f"{name.replace('.', '/')}.py"
-    return digest_of(path.read_text()) if path.exists() else None
+    return digest_of(CODE[name]) if name in CODE else None
 
 
 def digest_of(code: str) -> str:

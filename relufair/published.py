@@ -30,7 +30,15 @@ import pandas as pd
 from relufair import config, methods
 from relufair.data import Choice
 from relufair.pipeline import Pipeline, Run
-from relufair.store import Artifact, NotPublished, Store, checksum, read_artifact, results_folder
+from relufair.store import (
+    Artifact,
+    NotPublished,
+    Store,
+    checksum,
+    read_artifact,
+    read_published,
+    results_folder,
+)  # fmt: skip
 from relufair.study import identity, named, words
 
 SMALL = {"row": np.int32, "label": np.uint8, "prediction": np.uint8, "group": np.uint8}
@@ -136,9 +144,12 @@ def _entry(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
             for path in sorted(place.glob(f"{key}.*"))
         },
         "tier": _tier(run["schedule"]) if "schedule" in run else None,
-        "seed": run.get("seed"), "dataset": choice.get("dataset"), "target": choice.get("target"),
+        "seed": run.get("seed"), "method": run.get("method"),
+        "remedy": str(config.Remedy(**run["remedy"])) if "remedy" in run else None,
+        "dataset": choice.get("dataset"), "target": choice.get("target"),
         "data": run.get("data", facts.get("digest")),
-        "seconds": facts.get("seconds"), "device": facts.get("device"),
+        "written": facts["written"], "seconds": facts.get("seconds"),
+        "device": facts.get("device"),
         "versions": {"stage": about["version"]}
         | {name: facts.get(name) for name in ("relufair", "python", "torch")},
         "commit": facts.get("commit", "unknown"), "sources": facts.get("sources", "unknown"),
@@ -157,6 +168,36 @@ def _tier(schedule: dict[str, Any] | config.Schedule) -> str:
 def tally(folder: Path | None = None) -> pd.DataFrame:
     """The published tally, by default the project's."""
     return pd.read_parquet((folder or results_folder()) / "tally.parquet")
+
+
+def reported(folder: Path | None = None) -> pd.DataFrame:
+    """Of the published tally, the test images, and the seeds that have not chosen anything."""
+    table = tally(folder)
+    own = (table["split"] == "test") & (table["seed"] < config.TUNING)
+    return table[own].drop(columns="split").reset_index(drop=True)
+
+
+def geometry(folder: Path | None = None) -> pd.DataFrame:
+    """The published measures of :mod:`relufair.explain`, a row a network × group × measure.
+
+    Returns:
+        The long table with the columns ``dataset``, ``target``, ``groups``, ``arch``, ``width``,
+        ``method``, ``remedy``, ``seed``, ``budget``, ``tier`` and ``what``. What two artifacts
+        say of one network stands there once.
+    """
+    folder, tables = folder or results_folder(), []
+    for kind in ("geometry", "first_order"):
+        for about in described(folder, kind):
+            own = about["facts"]["run"]
+            run = Run.read(own, ())
+            names = {f: getattr(run.choice, f) for f in ("dataset", "target", "groups")}
+            names |= {f: getattr(run, f) for f in ("arch", "width", "method", "seed")}
+            names |= {"remedy": str(run.remedy), "budget": own["budget"]}
+            _, artifact = read_published(folder, kind, about["key"])
+            told = {"tier": _tier(run.schedule), "what": words(run)}
+            tables.append(artifact.tables["measures"].assign(**names, **told))
+    found = pd.concat(tables, ignore_index=True)
+    return found.drop_duplicates(found.columns.difference(["value", "n"]).tolist())
 
 
 def rebuild(folder: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -232,41 +273,46 @@ def origins(folder: Path | None = None) -> pd.DataFrame:
 
     Returns:
         The columns ``tier``, ``data`` (set and target), ``fingerprints`` (of the splits, as in the
-        tally), ``seeds``, ``networks`` (whose predictions are published), ``hours`` (of all the
-        artifacts, each counted once; those of a search are not recorded), ``device``, ``torch``,
-        ``commit`` and ``dates``.
+        tally), ``seeds``, ``networks`` (whose predictions are published), ``hours`` (of a process,
+        in which these artifacts were made), ``device``, ``torch``, ``commit`` and ``dates``.
     """
-    folder = folder or results_folder()
-    facts = {about["key"]: about["facts"] for about in described(folder)}
-    every = json.loads((folder / "manifest.json").read_text())
-    entries = [entry for entry in every if entry["kind"] != "splits"]
+    entries = json.loads(((folder or results_folder()) / "manifest.json").read_text())
     table = pd.DataFrame(
         {
-            "tier": [entry["tier"] or "" for entry in entries],
-            "data": [f"{entry['dataset']}, {entry['target']}" for entry in entries],
-            "device": [entry["device"] or "" for entry in entries],
-            "torch": [entry["versions"]["torch"] or "" for entry in entries],
-            "commit": [entry["commit"] or "" for entry in entries],
-            "date": [facts[entry["key"]]["written"][:10] for entry in entries],
-            "seconds": [entry["seconds"] or 0.0 for entry in entries],
-            "network": [entry["kind"] == "predictions" for entry in entries],
-            "seed": [entry["seed"] for entry in entries],
-            "split": [(entry["data"] or "")[:12] for entry in entries],
+            "tier": entry["tier"],
+            "data": f"{entry['dataset']}, {entry['target']}",
+            "device": entry["device"] or "",
+            "torch": entry["versions"]["torch"] or "",
+            "commit": entry["commit"] or "",
+            "fingerprints": (entry["data"] or "")[:12],
+            "seeds": entry["seed"],
+            "run": f"{entry['method']}, {entry['remedy']}, {entry['seed']}",
+            "networks": entry["kind"] == "predictions",
+            "end": pd.Timestamp(entry["written"]).timestamp(),
+            "seconds": entry["seconds"] or 0.0,
+            "dates": entry["written"][:10],
         }
+        for entry in entries
+        if entry["tier"] and entry["kind"] != "splits"
     )
+    keys = ["tier", "data", "device", "torch", "commit"]
     rows = []
-    for key, own in table[table["tier"] != ""].groupby(
-        ["tier", "data", "device", "torch", "commit"]
-    ):
-        about = dict(zip(["tier", "data", "device", "torch", "commit"], key, strict=True))
-        ends = sorted({own["date"].min(), own["date"].max()})
-        rows.append(about | {
-            "fingerprints": ", ".join(sorted(set(own["split"]))),
-            "seeds": ", ".join(map(str, sorted(set(own["seed"])))),
-            "networks": int(own["network"].sum()),
-            "hours": own["seconds"].sum() / 3600,
-            "dates": " to ".join(ends),
-        })  # fmt: skip
+    for key, own in table.groupby(keys):
+        hours = sum(_spent(part) for _, part in own.groupby("run")) / 3600
+        several = {name: ", ".join(map(str, sorted(set(own[name])))) for name in
+                   ("fingerprints", "seeds")}  # fmt: skip
+        dates = " to ".join(sorted({own["dates"].min(), own["dates"].max()}))
+        about = dict(zip(keys, key, strict=True)) | several
+        rows.append(about | {"networks": own["networks"].sum(), "hours": hours, "dates": dates})
     columns = ["tier", "data", "fingerprints", "seeds", "networks", "hours", "device", "torch",
                "commit", "dates"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
+
+
+def _spent(table: pd.DataFrame) -> float:
+    """Seconds in which the artifacts of one run were made, of which one may contain another."""
+    total = reached = 0.0
+    for start, end in sorted(zip(table["end"] - table["seconds"], table["end"], strict=True)):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total

@@ -9,15 +9,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from relufair import groups, plots
 from relufair.plots import percent
-from relufair.store import project_root
-
-TOLERANCE = 10  # points; other processors round otherwise, and training amplifies it
+from relufair.store import Store, results_folder
 
 
 def output_folder() -> Path | None:
@@ -40,8 +39,9 @@ def keep_table(table: pd.DataFrame, name: str) -> pd.DataFrame:
 def keep_figure(figure: Figure, name: str) -> None:
     """Write ``figure`` as PNG and SVG into the output folder, if there is one."""
     if folder := output_folder():
-        figure.savefig(folder / f"{name}.png", dpi=160, bbox_inches="tight")
-        figure.savefig(folder / f"{name}.svg", bbox_inches="tight")
+        with plt.rc_context(plots.STYLE):  # so that the SVG is the same each time
+            figure.savefig(folder / f"{name}.png", dpi=160)
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
 
 
 def provenance(table: pd.DataFrame, marks: str = "bars: 95 % bootstrap") -> str:
@@ -105,10 +105,21 @@ def verdict(table: pd.DataFrame, budget: float | None = None, method: str | None
     else:
         answer = "**These runs do not settle whether the smallest group falls further.**"
     return (
-        f"{answer} With {percent(budget)} of the ReLUs kept, *{small}* loses "
-        f"{_with_interval(drops.loc[small])} % of its accuracy and *{large}* "
-        f"{_with_interval(drops.loc[large])} %. The difference is {_with_interval(excess)} points "
-        f"(95 % intervals, {_seeds(excess['seeds'])})."
+        f"{answer} With {percent(budget)} of the ReLUs kept, *{small}* {_lost(drops.loc[small])} % of "
+        f"its accuracy and *{large}* {_lost(drops.loc[large])} %. The difference is "
+        f"{_with_interval(excess)} percentage points (95 % intervals, {_seeds(excess['seeds'])})."
+    )
+
+
+def _lost(drop: pd.Series) -> str:
+    """A drop with its interval, as a loss or, turned, as a gain."""
+    return f"loses {_with_interval(drop)}" if drop["value"] >= 0 else f"gains {_turned(drop)}"
+
+
+def _turned(row: pd.Series) -> str:
+    """The value and its interval with the other sign."""
+    return _with_interval(
+        pd.Series({"value": -row["value"], "low": -row["high"], "high": -row["low"]})
     )
 
 
@@ -134,7 +145,7 @@ def helped(table: pd.DataFrame) -> str:
             for group, which in ((small, "smallest group"), (large, "largest group"))
         ]
         said.append(f"everyone {_moved(here.loc[groups.ALL])}")
-        wider = _moved(gap.loc["gap_growth"], ("grows", "shrinks"))
+        wider = _moved(gap.loc["gap_growth"], "grows", "shrinks", " by")
         said.append(f"the gap between best and worst group {wider}")
         seeds = _seeds(own.loc[own["method"] == method, "seed"].nunique())
         lines.append(f"- {plots.named(method)}, {percent(budget)} of the ReLUs: "
@@ -216,12 +227,13 @@ def lagging(table: pd.DataFrame) -> pd.DataFrame:
     return own.rename(columns=names).set_index(["method", "remedy", "ReLUs kept", "group"])
 
 
-def _moved(change: pd.Series, words: tuple[str, str] = ("gains", "loses")) -> str:
+def _moved(change: pd.Series, up: str = "gains", down: str = "loses", by: str = "") -> str:
     """A change in points with its interval (columns value, low, high), and what it amounts to."""
-    said = f"{_with_interval(change)} points"
-    if change["low"] > 0 or change["high"] < 0:
-        return f"**{words[0] if change['low'] > 0 else words[1]}**: {said}"
-    return f"neither clearly {words[0]} nor {words[1]}: {said}"
+    if change["low"] > 0:
+        return f"**{up}**{by} {_with_interval(change)} points"
+    if change["high"] < 0:
+        return f"**{down}**{by} {_turned(change)} points"
+    return f"neither clearly {up} nor {down}: {_with_interval(change)} points"
 
 
 def _with_interval(row: pd.Series, digits: int = 1) -> str:
@@ -313,13 +325,8 @@ def least_critical(table: pd.DataFrame) -> str:
     return " ".join(said)
 
 
-def results_folder() -> Path:
-    """Where the published tables lie."""
-    return project_root() / "data" / "results"
-
-
 def published(name: str) -> pd.DataFrame:
-    """The published tally ``data/results/<name>.csv``.
+    """The counts of an earlier training, ``data/results/<name>.csv``.
 
     Raises:
         FileNotFoundError: naming the tables there are.
@@ -327,51 +334,23 @@ def published(name: str) -> pd.DataFrame:
     path = results_folder() / f"{name}.csv"
     if not path.exists():
         there = ", ".join(sorted(p.stem for p in results_folder().glob("*.csv")))
-        raise FileNotFoundError(f"no published table {name!r}; there are: {there}")
+        raise FileNotFoundError(f"no table {name!r}; there are: {there}")
     return pd.read_csv(path)
 
 
 def save_headline(path: Path) -> None:
     """Draw the figure of the landing page, what each race group of UTKFace loses by SNL."""
-    table = published("utkface-race-laptop").query("method == 'snl'")
+    table = faces("race")
     plots.drops(table, provenance(table)).savefig(path, dpi=160)
 
 
-def compare(table: pd.DataFrame) -> str:
-    """How ``table`` compares with the published run of the same parameters, in a sentence."""
-    tables = {path.stem: pd.read_csv(path) for path in sorted(results_folder().glob("*.csv"))}
-    own = set(table["study"])
-    found = {name: own & set(theirs["study"]) for name, theirs in tables.items()}
-    # The one that has most of it, and of these the one that has least besides.
-    name = max(found, key=lambda n: (len(found[n]), -tables[n]["study"].nunique()), default=None)
-    if name is None or not found[name]:
-        return "There is no published run with these parameters to compare with."
-    return _compare(table, tables[name], name)
+def faces(target: str) -> pd.DataFrame:
+    """The published tally of SNL on UTKFace, predicting ``race`` or ``age``."""
+    from relufair import studies
 
-
-def _compare(ours: pd.DataFrame, theirs: pd.DataFrame, name: str) -> str:
-    ours, theirs = groups.by_remedy(ours), groups.by_remedy(theirs)
-    pair = [
-        groups.by_group(t[t["study"].isin(set(ours["study"]) & set(theirs["study"]))])
-        .query("measure == 'accuracy'")
-        .set_index(["method", "budget", "group"])["value"]
-        for t in (ours, theirs)
-    ]
-    both = pd.concat(pair, axis=1, join="inner", keys=["ours", "theirs"])
-    if both.empty:
-        return f"The published run '{name}' has none of these budgets."
-    apart = both[(both["ours"] - both["theirs"]).abs() > TOLERANCE]
-    if apart.empty:
-        return (
-            f"All {len(both)} accuracies lie within {TOLERANCE} points of the published run "
-            f"'{name}'."
-        )
-    return (
-        f"{len(apart)} of {len(both)} accuracies lie more than {TOLERANCE} points from the published "
-        f"run '{name}': "
-        + "; ".join(f"{g} at {percent(b)}, {plots.named(m)}" for m, b, g in apart.index)
-        + "."
-    )
+    lacking = {"race": {}, "age": {"budgets": [0.1, 0.02], "seeds": [0, 1]}}[target]
+    study = studies.published("accuracy_drops", target=target, methods=["snl"], **lacking)
+    return study.run(store=Store(published=True))
 
 
 # The long table of :mod:`relufair.explain` ---------------------------------------------------------
@@ -408,63 +387,6 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     about = f"n = {table['groups'].iloc[0]} groups, {table['seeds'].iloc[0]} seeds"
     wide = cells.pivot_table("text", "measure", "outcome", "first", sort=False)
     return wide.rename_axis(index=None, columns=about)
-
-
-def directions(table: pd.DataFrame, tally: pd.DataFrame) -> str:
-    """Does what the paper's Fig. 3, 4 and 8 show appear here? Markdown, a line each, with numbers.
-
-    Args:
-        table: the long table; its first method counts.
-        tally: of the same runs.
-    """
-    method = table["method"].iloc[0]
-    tally = tally[tally["method"] == method]
-    own = table[(table["method"] == method) & (table["split"] == "train")]
-    large, small = groups.extremes(tally)
-    budgets = sorted(set(tally["budget"]) - {1.0})
-    keys = ["budget", "group"]
-    by_seed = own.pivot_table("value", "seed", ["measure", *keys])
-    right = tally.set_index(["seed", *keys])["correct"] / tally.set_index(["seed", *keys])["n"]
-    right = right.unstack(keys)
-    norm, top, moved = by_seed["gradient"], by_seed["eigenvalue"], by_seed["change"]
-    lowest, highest = budgets[0], budgets[-1]
-    few, most = percent(lowest), percent(highest)
-    with_accuracy = {
-        name: by_seed[name][lowest].corrwith(right[lowest], axis=1, method="spearman")
-        for name in ("gradient", "refined")
-    }
-    everyone = moved.columns.get_level_values("group")[0]
-    claims = {
-        f"Fig. 3, gradient norms are higher for small groups (with {few} of the ReLUs)":
-            (norm[lowest, small], norm[lowest, large], f"*{small}*", f"*{large}*"),
-        "Fig. 3, they fall as more ReLUs stay (smallest group)":
-            (norm[lowest, small], norm[highest, small], f"with {few}", f"with {most}"),
-        "Fig. 3, they are higher than with all ReLUs (smallest group)":
-            (norm[lowest, small], norm[1.0, small], f"with {few}", "with 100 %"),
-        "Fig. 4, the largest eigenvalue of the network with all ReLUs is higher for small groups":
-            (top[1.0, small], top[1.0, large], f"*{small}*", f"*{large}*"),
-        "Fig. 8, the fewer ReLUs, the farther the weights from the teacher's":
-            (moved[lowest, everyone], moved[highest, everyone], f"with {few}", f"with {most}"),
-        "Fig. 8, accuracy falls with the gradient norm (rank correlation over groups)":
-            (-with_accuracy["gradient"], 0 * norm[lowest, small], None, None),
-        "Fig. 8, accuracy rises with the distance to the boundary (rank correlation)":
-            (with_accuracy["refined"], 0 * norm[lowest, small], None, None),
-    }  # fmt: skip
-    return "\n".join(f"- {claim}: {_directed(*found)}." for claim, found in claims.items())
-
-
-def _directed(more: pd.Series, less: pd.Series, one: str | None, other: str | None) -> str:
-    """Whether ``more`` exceeds ``less`` (by seed), in words, with their means."""
-    holds = int((more > less).sum())
-    said = {len(more): "**as in the paper**", 0: "**not as in the paper**"}.get(
-        holds, "**unclear**"
-    )
-    if one is None:
-        return f"{said}, {more.mean():.2f} in this direction ({holds} of {len(more)} seeds)"
-    return (
-        f"{said}, {more.mean():.3g} ({one}) against {less.mean():.3g} ({other}) in {holds} of "
-        f"{len(more)} seeds"
-    )
 
 
 def bounds(table: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,8 @@ made from them.
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 
 from relufair import claims, plots, published
@@ -52,16 +54,6 @@ def alternative(counts: pd.DataFrame) -> str:
             f"{row.sum()} {verdict}" + (said or (", none of them settled" if open_ else ""))
         )
     return f"Of {counts.to_numpy().sum()} claims: {'; '.join(parts)}."
-
-
-def said(name: str) -> str:
-    """The verdict on one claim with its number, for a sentence of a page.
-
-    Raises:
-        KeyError: naming the claim, if there is no verdict on it.
-    """
-    own = claims.verdicts().loc[name]
-    return f"{_verdict(own)}: {_found(own)}" if own["found"] else own["verdict"]
 
 
 def ledger(chapter: str | None = None) -> pd.DataFrame:
@@ -112,10 +104,31 @@ def page() -> str:
     parts = [SCORE.format(alternative=alternative(score()), runs=_runs())]
     columns = ["claim", "where", "holds if", "found", "verdict"]
     for chapter, own in ledger().groupby("chapter", sort=False):
-        notebook = (project_root() / "notebooks" / f"{chapter}.ipynb").exists()
-        title = f"## {{doc}}`/{'notebooks' if notebook else 'book'}/{chapter}`"
-        parts.append(f"{title}\n\n{_markdown(own[columns])}")
+        parts.append(f"## {_title(chapter)}\n\n{_markdown(own[columns])}")
     return "\n".join(parts)
+
+
+def _title(chapter: str) -> str:
+    """The title of a notebook, or else of a page of the book, as a link to it.
+
+    The text is spelled out: a list of contents does not resolve the titles of other pages.
+    """
+    path = project_root() / "notebooks" / f"{chapter}.ipynb"
+    if path.exists():
+        text = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+    else:
+        path = project_root() / "book" / f"{chapter}.md"
+        text = path.read_text(encoding="utf-8")
+    title = next(line for line in text.splitlines() if line.startswith("# "))
+    return f"[{title[2:]}](/{path.relative_to(project_root()).as_posix()})"
+
+
+def chapter(name: str) -> str:
+    """The claims of one chapter with their verdicts, for its end: a sentence and a table."""
+    own, verdicts = ledger(name), claims.verdicts()
+    counts = score(verdicts.loc[[claim.id for claim in claims.load() if claim.chapter == name]])
+    shown = own[["claim", "where", "found", "verdict"]]
+    return f"{alternative(counts[counts.sum(axis=1) > 0])}\n\n{_markdown(shown)}"
 
 
 def _markdown(table: pd.DataFrame) -> str:

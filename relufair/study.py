@@ -9,12 +9,12 @@ import json
 import multiprocessing
 import os
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import torch
@@ -75,6 +75,11 @@ class AccuracyDrops:
             raise ValueError(
                 f"budgets={list(self.budgets)}: two of them keep as many ReLUs: {kept}"
             )
+
+    @classmethod
+    def read(cls, variables: Mapping[str, Any]) -> Self:
+        """The study whose parameters stand among these variables, such as ``globals()``."""
+        return cls(**{parameter.name: variables[parameter.name] for parameter in fields(cls)})
 
     @property
     def choice(self) -> Choice:
@@ -155,9 +160,18 @@ class AccuracyDrops:
                 return self._there(runs, own.map(attempt, runs))
         return self._there(runs, pool.map(attempt, runs) if pool else map(attempt, runs))
 
-    def _in_turn(self, runs: Sequence[Run | Pipeline], function: Callable) -> list[pd.DataFrame]:
-        """What :meth:`_each` returns, always here: for what is quick, or not to be disturbed."""
-        return self._there(runs, map(partial(_attempt, function), runs))
+    def _in_turn(self, pipes: Sequence[Pipeline], function: Callable) -> list[pd.DataFrame]:
+        """What :meth:`_each` returns, always here: for what is quick, or not to be disturbed.
+
+        Methods that reach none of the budgets are left out.
+
+        Raises:
+            ValueError: if all do.
+        """
+        reaching = [pipe for pipe in pipes if pipe.reached]
+        if not reaching:
+            raise ValueError(f"budgets={list(self.budgets)}: {self.methods} can reach none of them")
+        return self._there(reaching, map(partial(_attempt, function), reaching))
 
     def _there(
         self, runs: Sequence[Run | Pipeline], found: Iterable[pd.DataFrame | NotPublished]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,12 @@ class Findings:
     Attributes:
         damage: what is not as it was published, in words.
         stale: the artifacts that the present code might compute otherwise, by reason.
+        computed: the predictions that the present code *has* computed anew, and with what outcome.
     """
 
     damage: list[str] = field(default_factory=list)
     stale: dict[str, list[str]] = field(default_factory=dict)
+    computed: list[str] = field(default_factory=list)
 
 
 def verify(folder: Path | None = None) -> Findings:
@@ -59,6 +61,7 @@ def verify(folder: Path | None = None) -> Findings:
         fresh, notes = rebuild(folder)
         found.damage += _differing(folder, fresh, complete=not notes)
         found.stale = _stale(folder) | ({"not in the tally": notes} if notes else {})
+        found.computed = [_outcome(entry) for entry in kept(folder) if _by_this_code(entry)]
     return found
 
 
@@ -146,12 +149,16 @@ class Check:
             right), and ``low``, ``high``: the published accuracy's exact binomial 95 % interval.
         images, same: of validation and test: how many there are, and have the same prediction.
         apart: largest difference of two margins; in the published one, half precision takes 0.0005.
+        key: of the predictions.
+        facts: of the ones computed anew.
     """
 
     groups: pd.DataFrame
     images: int
     same: int
     apart: float
+    key: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def astray(self) -> list[str]:
@@ -190,7 +197,38 @@ def check(key: str, store: Store, folder: Path | None, results: Path | None = No
         )
     _, then = read_published(results, "predictions", found[0]["key"])
     again = pipe.predictions(units)
-    return compare(then.tables["images"], again.tables["images"], pipe.splits.test)
+    outcome = compare(then.tables["images"], again.tables["images"], pipe.splits.test)
+    return replace(outcome, key=found[0]["key"], facts=again.facts)
+
+
+def keep(found: Check, results: Path | None = None) -> None:
+    """Write the outcome into ``checks.json``, in the place of an earlier one of the same key."""
+    results = results or results_folder()
+    said = {"key": found.key, "of": _said(found.facts).strip(" ()"), "agrees": not found.astray}
+    said |= {name: getattr(found, name) for name in ("images", "same", "apart")}
+    said |= {name: found.facts[name] for name in ("written", "commit", "device", "sources")}
+    others = [entry for entry in kept(results) if entry["key"] != found.key]
+    lines = [json.dumps(entry, sort_keys=True) for entry in [*others, said]]
+    (results / "checks.json").write_text("[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def kept(results: Path) -> list[dict[str, Any]]:
+    """The outcomes that :func:`keep` has written."""
+    path = results / "checks.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def _by_this_code(entry: dict[str, Any]) -> bool:
+    sources = entry["sources"].items()
+    return all(digest(name.removeprefix("relufair.")) == then for name, then in sources)
+
+
+def _outcome(entry: dict[str, Any]) -> str:
+    how = "agrees" if entry["agrees"] else "does NOT agree"
+    return (
+        f"predictions/{entry['key']} ({entry['of']}) {how}: {entry['same']} of {entry['images']} "
+        f"predictions are the same ({entry['written'][:10]}, {entry['device']})"
+    )
 
 
 def compare(published: pd.DataFrame, again: pd.DataFrame, test: GroupedImages) -> Check:

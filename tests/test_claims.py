@@ -11,6 +11,7 @@ from matplotlib.testing.compare import compare_images
 
 from relufair import bounds, claims, evidence, groups, plots, scoreboard
 from relufair.claims import NOT_REPRODUCED, NOT_RUN, NOT_TESTABLE, PARTLY, REPRODUCED, Claim
+from relufair.config import TUNING
 from relufair.store import project_root
 
 ROOT = project_root()
@@ -209,7 +210,7 @@ def test_a_second_table_is_taken_off_the_first():
     )  # fmt: skip
     found = claims.evaluate(own, {"tally": both})
     assert (found.verdict, found.seeds) == (REPRODUCED, 2)
-    assert found.found.startswith("12.5 [") and found.found.endswith(" points")
+    assert found.found.startswith("12.5 [") and found.found.endswith(" points of relative drop")
     assert found.rows == "faces · deepreduce · plain against faces · snl · plain"
 
 
@@ -468,28 +469,30 @@ def test_every_test_is_used_and_every_claim_has_words(ledger):
 
 
 def test_published_tables_are_put_together(tmp_path, monkeypatch):
-    """No row twice, no turned halves, no validation, digits as names; each group's fate beside it."""
-    monkeypatch.setattr(claims.report, "results_folder", lambda: tmp_path)
+    """No turned halves, no validation, no seed that chose; each group's fate beside its measures."""
+    monkeypatch.setattr(claims, "results_folder", lambda: tmp_path)
     plain = tally({"small": 60}).replace({"group": {"large": "0", "middle": "1", "small": "2"}})
-    plain.query("seed == 0").to_csv(tmp_path / "a.csv", index=False)
-    plain.to_csv(tmp_path / "b.csv", index=False)
-    plain.assign(study="x", what="faces, keep rotated").to_csv(tmp_path / "c.csv", index=False)
-    later = plain.assign(correct=0, both=0)  # published again: the first counts
+    turned = plain.assign(study="x", what="faces, keep rotated")
     remedied = plain.assign(remedy="cvar 0.5", study="y")
-    validation = remedied.assign(correct=1, both=1)
-    parts = {"test": pd.concat([later, remedied]), "validation": validation}
-    split = pd.concat([part.assign(split=name) for name, part in parts.items()])
+    chose = plain.assign(seed=TUNING)
+    parts = {"test": [plain, turned, remedied, chose], "validation": [plain.assign(correct=1)]}
+    older = plain.assign(study="z", method="deepreduce")  # the other one was published again
+    pd.concat([plain.assign(correct=0), older]).to_csv(tmp_path / "older.csv", index=False)
+    split = pd.concat([part.assign(split=name) for name, own in parts.items() for part in own])
     split.to_parquet(tmp_path / "tally.parquet")
-    (tmp_path / "geometry").mkdir()
+    own = pd.concat([plain, chose]).drop(
+        columns=["train_n", "n", "correct", "base", "both", "study"]
+    )
+    own = own.assign(measure="gradient", split="train")
+    monkeypatch.setattr(claims, "geometry", lambda folder: own)
     (tmp_path / "theory").mkdir()
     for name in ("decision_boundary", "theory"):
         plain.to_csv(tmp_path / "theory" / f"{name}.csv", index=False)
-    own = plain[["seed", "budget", "group", "method"]].assign(measure="gradient", split="train")
-    own.to_csv(tmp_path / "geometry" / "more-faces-race-laptop.csv", index=False)
     found = claims.published()
-    assert len(found["tally"]) == 2 * len(plain) and set(found["tally"]["group"]) == {"0", "1", "2"}
-    counted = found["tally"].groupby("remedy")["correct"].sum()
-    assert set(counted) == {plain["correct"].sum()}
+    assert len(found["tally"]) == 3 * len(plain) and set(found["tally"]["seed"]) == {0, 1}
+    counted = found["tally"].groupby(["method", "remedy"])["correct"].sum()
+    assert len(counted) == 3 and set(counted) == {plain["correct"].sum()}
+    assert len(found["geometry"]) == len(plain) and set(found["geometry"]["seed"]) == {0, 1}
     last = found["geometry"].query("seed == 1 and budget == 0.1 and group == '2'").iloc[0]
     assert (last["accuracy"], last["relative_drop"], last["size"]) == (
         0.6,
@@ -541,17 +544,39 @@ def test_the_pages_show_the_published_verdicts(tmp_path, ledger):
         assert shown["claim"].tolist() == [c.claim for c in ledger if c.chapter == chapter]
 
 
-def test_a_verdict_can_be_said_in_a_sentence(monkeypatch):
-    """With number, seeds and tier; not settled is said; an unknown claim is named."""
+def test_a_chapter_ends_with_its_claims(monkeypatch):
+    """Counted in a sentence, then each with number, seeds and tier; what is not settled is said."""
     tables = {"tally": tally({"small": 60})}
     open_ = replace(FALL, id="open", above=26)
     none = replace(FALL, id="none", table=None, test="none")
-    found = claims.computed([FALL, open_, none], tables)
+    elsewhere = replace(FALL, id="elsewhere", chapter="method")
+    every = [FALL, open_, none, elsewhere]
+    found = claims.computed(every, tables)
     monkeypatch.setattr(claims, "verdicts", lambda: found)
-    assert re.fullmatch(
-        r"reproduced: 25\.0 \[[\d., ]+\] points, 2 seeds, `laptop`", scoreboard.said("c")
+    monkeypatch.setattr(claims, "load", lambda: every)
+    said, _, *rows = scoreboard.chapter(FALL.chapter).splitlines()
+    assert said == (
+        "Of 3 claims: 1 reproduced; 1 not reproduced, none of them settled; 1 not testable here."
     )
-    assert scoreboard.said("open").startswith("not reproduced (not settled): 25.0 [")
-    assert scoreboard.said("none") == "not testable here"
-    with pytest.raises(KeyError, match="nothing"):
-        scoreboard.said("nothing")
+    number = r"25\.0 \[[\d., ]+\] points of relative drop, 2 seeds, `laptop`"
+    for row, expected in zip(
+        rows[2:],
+        (
+            f"{number} .* reproduced",
+            f"{number} .* not reproduced .not settled.",
+            "not testable here",
+        ),
+        strict=True,
+    ):
+        assert re.search(expected + r" \|$", row)
+
+
+@pytest.mark.parametrize(
+    ("chapter", "title"),
+    [
+        ("data", "[Data](/book/data.md)"),
+        ("05_mitigation", "[A fairer finetuning](/notebooks/05_mitigation.ipynb)"),
+    ],
+)
+def test_chapters_are_called_by_their_titles(chapter, title):
+    assert f"## {title}" in scoreboard.page().splitlines()

@@ -57,6 +57,8 @@ def test_the_verdict():
     assert compare.verdict(near).startswith("0 of 6 accuracies") and "agrees" in compare.verdict(
         near
     )
+    same = compare.verdict(compare.beside(tally(50), tally(50)))
+    assert same == "All 6 accuracies are the published ones."
     far = compare.beside(tally(10), tally(80))
     said = compare.verdict(far)
     assert "**The rerun differs from the published run**" in said
@@ -64,13 +66,27 @@ def test_the_verdict():
     assert "not trained with the same settings" not in said
     other = compare.verdict(compare.beside(tally(50, tier="paper"), tally(52)))
     assert "not trained with the same settings" in other
-    none = compare.beside(tally(50), tally(50).assign(width=64))
+    none = compare.beside(tally(50), tally(50).assign(what="others"))
     assert none.empty and compare.verdict(none).startswith("No published run")
+
+
+def test_of_several_published_runs_the_one_trained_alike_counts():
+    """Else the last."""
+    other = tally(80).assign(study="other")
+    for theirs, found in ((tally(40), 40), (tally(40).assign(study="third"), 80)):
+        table = compare.beside(tally(50), pd.concat([theirs, other]))
+        assert right(table, "small", 0.1)["theirs"] == pytest.approx(found)
+
+
+def test_the_network_with_all_relus_counts_once():
+    """It stands in the rows of each method."""
+    both = pd.concat([tally(50), tally(50).assign(method="random")])
+    assert compare.verdict(compare.beside(both, both)) == "All 9 accuracies are the published ones."
 
 
 def test_one_chance_difference_is_no_disagreement():
     """One interval of twenty may exclude zero; a second one of six may not."""
-    table = compare.beside(tally(50), tally(50))
+    table = compare.beside(tally(50), tally(51))
     table.loc[0, ["low", "high"]] = [0.1, 0.2]
     assert "1 of 6" in compare.verdict(table) and "agrees" in compare.verdict(table)
     table.loc[[1, 2], ["low", "high"]] = [-0.2, -0.1]
@@ -106,7 +122,7 @@ def test_the_figure_shows_the_differences():
 def test_the_command(tmp_path, monkeypatch):
     """Prints table and verdict, of the test images alone, and leaves both; refuses other folders."""
     theirs = [tally(45).assign(split="test"), tally(99).assign(split="validation")]
-    monkeypatch.setattr(published, "tally", lambda: pd.concat(theirs))
+    monkeypatch.setattr(published, "tally", lambda folder: pd.concat(theirs))
     tally(60).to_parquet(tmp_path / "accuracy_drops.parquet")
     answer = CliRunner().invoke(cli.main, ["compare", str(tmp_path)])
     assert answer.exit_code == 0, answer.output

@@ -31,7 +31,7 @@ from relufair import (
 )
 from relufair.audit import Audit
 from relufair.config import PLAIN
-from relufair.mitigation import Ablation, Comparison, Mitigation
+from relufair.mitigation import Ablation, Comparison, Mitigation, Remedied
 from relufair.store import Artifact, Damaged, NotPublished, Store, checksum, key_of
 from relufair.study import AccuracyDrops
 from relufair.training import Samples
@@ -53,6 +53,12 @@ TABLES = {
     "costs": lambda store: COMPARISON.costs([PLAIN], store=store, rounds=1),
     "twins": lambda store: AUDIT.twins(store=store),
 }
+
+
+ABOUT_GEOMETRY = {
+    "dataset": "digits", "target": "digit", "groups": STUDY.choice.groups, "arch": STUDY.arch,
+    "width": STUDY.width, "method": "random", "tier": "changed",
+}  # fmt: skip
 
 
 def recording(path, store):
@@ -320,6 +326,30 @@ def test_the_tally_has_the_counts_of_the_study_on_both_splits(made, exported):
         assert set(rows.loc[1.0, "key"]) == {pipe.key(None)}
 
 
+def test_the_measures_of_geometry_are_those_of_the_study(made, exported):
+    """Once a network and measure, though two artifacts tell of it; each row names its network."""
+    expected, about = made[1]["geometry"], [*ABOUT_GEOMETRY, "seed", "remedy", "budget"]
+    found = published.geometry(exported)
+    keys = ["seed", "method", "remedy", "budget", "split", "group", "measure"]
+    assert set(about) <= set(found) and not found[keys].duplicated().any()
+    pd.testing.assert_frame_equal(
+        found.set_index(keys)[["n", "value"]].sort_index(),
+        expected.set_index(keys)[["n", "value"]].sort_index(),
+    )
+    for name, value in ABOUT_GEOMETRY.items():
+        assert set(found[name]) == {value}
+
+
+def test_seeds_that_chose_are_published_but_not_reported(made, exported, monkeypatch):
+    """Here the boundary is put between the two seeds."""
+    assert set(published.reported(exported)["seed"]) == {0, 1}
+    monkeypatch.setattr(published.config, "TUNING", 1)
+    table = published.reported(exported)
+    assert set(table["seed"]) == {0} and "split" not in table
+    whole = published.tally(exported).query("split == 'test' and seed == 0")
+    assert len(table) == len(whole) and set(published.tally(exported)["seed"]) == {0, 1}
+
+
 def test_other_groups_are_counted_from_the_same_predictions(made, exported, tmp_path):
     """By row, without training; and the tally does so itself once their splits are published."""
     store, _, recorded = made
@@ -474,18 +504,23 @@ def test_a_changed_prediction_under_new_checksums_is_found_by_the_tally(made, co
 
 
 @pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A copy of the package's code, which the digests are taken of."""
-    own = Path(shutil.copytree(provenance.PACKAGE, tmp_path / "relufair"))
-    monkeypatch.setattr(provenance, "PACKAGE", own)
-    provenance.digest.cache_clear()
-    yield own
+def rewrite(monkeypatch):
+    """Changes a module's code, which the digests are taken of; to nothing, and it is gone."""
+    texts = dict(provenance.CODE)
+    monkeypatch.setattr(provenance, "CODE", texts)
+
+    def change(module, how):
+        text = how(texts.pop(module))
+        texts.update({module: text} if text else {})
+        provenance.digest.cache_clear()
+
+    yield change
     provenance.digest.cache_clear()
 
 
-def test_changed_code_makes_what_rests_on_it_stale(exported, package):
+def test_changed_code_makes_what_rests_on_it_stale(exported, rewrite):
     """A comment, a docstring and a blank line do not."""
-    edit(package / "training.py", lambda t: t.replace('"""', '"""Now: ', 1) + "\n\n# the end\n")
+    rewrite("training", lambda t: t.replace('"""', '"""Now: ', 1) + "\n\n# the end\n")
     assert verification.verify(exported) == verification.Findings()
 
     edits = {
@@ -494,8 +529,7 @@ def test_changed_code_makes_what_rests_on_it_stale(exported, package):
         "data": ("TEST, VALIDATION = 0.2", "TEST, VALIDATION = 0.3"),
     }
     for module, change in edits.items():
-        edit(package / f"{module}.py", lambda text, change=change: text.replace(*change, 1))
-    provenance.digest.cache_clear()
+        rewrite(module, lambda text, change=change: text.replace(*change, 1))
     networks = {"predictions", "finetune", "first_order", "losses", "costs", "twins"}
     found = verification._stale(exported)
     assert {why: {name.split("/")[0] for name in names} for why, names in found.items()} == {
@@ -505,8 +539,8 @@ def test_changed_code_makes_what_rests_on_it_stale(exported, package):
     }
 
 
-def test_a_removed_module_counts_as_changed(exported, package):
-    (package / "remedies.py").unlink()
+def test_a_removed_module_counts_as_changed(exported, rewrite):
+    rewrite("remedies", lambda text: "")
     found = verification.verify(exported)
     assert not found.damage and "relufair.remedies changed since" in found.stale
 
@@ -593,6 +627,22 @@ def test_tampered_predictions_do_not_agree(made, copied):
     assert found.astray == ["classes 5–9"] and found.same < found.images
 
 
+def test_outcomes_are_kept_once_and_hold_for_the_code_that_found_them(made, copied, rewrite):
+    """The last one of each key; none once a module has changed."""
+    pipe = pipe_of(made[0])
+    for units in (None, units_of(pipe), None):
+        verification.keep(verification.check(pipe.key(units), made[0], None, copied), copied)
+    assert [e["key"] for e in verification.kept(copied)] == [
+        pipe.key(units_of(pipe)),
+        pipe.key(None),
+    ]
+    lines = verification.verify(copied).computed
+    assert len(lines) == 2 and all("504 of 504" in line for line in lines)
+    rewrite("linearize.controls", lambda text: text + "\nx = 1\n")
+    (line,) = verification.verify(copied).computed
+    assert pipe.key(None) in line
+
+
 def test_the_interval_is_the_binomial_one():
     """None right of ten: up to 1 - 0.025^(1/10) could be; a count inside agrees, one outside not."""
     assert verification._interval([0, 10]) == pytest.approx((0, 1 - 0.025**0.1))
@@ -669,9 +719,12 @@ def test_the_commands_of_the_results(made, project, monkeypatch):
     assert all(word in shown for word in ("digits, digit by half", "random", "0.1", "0, 1"))
     assert relufair("verify").exit_code == 0
     pipe = pipe_of(made[0])
-    checked = relufair("check", "--run", pipe.key(None), "--store", made[0].root)
+    assert "Computed anew" not in relufair("verify").stdout
+    checked = relufair("check", "--run", pipe.key(None), "--store", made[0].root, "--keep")
     assert checked.exit_code == 0 and "504 of 504 images" in checked.stdout
     assert "It agrees" in checked.stdout
+    line = f"Computed anew by this code: predictions/{pipe.key(None)} (random, seed 0 at 1) agrees"
+    assert line in relufair("verify").stdout
     assert relufair("check", "--run", "xyz").exit_code == 2
 
     monkeypatch.setitem(pipeline.VERSIONS, "predictions", 2)
@@ -697,8 +750,14 @@ def test_where_the_numbers_come_from(exported):
     assert table["networks"].sum() == len(predictions) > 4
     assert set(table["data"]) == {"digits, digit"} and set(table["seeds"]) == {"0, 1"}
     timed = [o for o in about if o["kind"] != "splits" and "run" in o["facts"]]
-    hours = sum(own["facts"]["seconds"] for own in timed) / 3600
-    assert table["hours"].sum() == pytest.approx(hours)
+    whole = sum(own["facts"]["seconds"] for own in timed) / 3600
+    assert 0 < table["hours"].sum() < whole  # the predictions' seconds contain the network's
+
+
+def test_time_within_another_artifact_counts_once():
+    """The teacher ends at 5 s, the network that needed it began before it; a later one stands alone."""
+    made = pd.DataFrame({"end": [7.0, 5.0, 20.0], "seconds": [7.0, 4.0, 3.0]})
+    assert published._spent(made) == 10
 
 
 def chapters_with_results():
@@ -713,9 +772,18 @@ def chapters_with_results():
 def test_what_a_page_shows_is_published(name, capsys):
     """Every network of the chapter's main table, in all its seeds."""
     study, store = studies.published(name), Store(published=True)
-    cures = study.chosen(study.tuned(store=store)) if name == "remedies_compared" else study.cures()
-    table = study.tally(cures, store=store)
-    shown = table[["remedy", "seed", "budget"]].drop_duplicates()
-    assert set(table["remedy"]) == {str(cure) for cure in cures}
-    assert len(shown) == len(cures) * len(study.seeds) * (len(study.budgets) + 1)
+    if isinstance(study, Remedied):
+        tuned = name == "remedies_compared" and study.tuned(store=store)
+        cures = study.cures() if tuned is False else study.chosen(tuned)
+        table = study.tally(cures, store=store)
+        assert set(table["remedy"]) == {str(cure) for cure in cures}
+    else:
+        table = study.run(store=store)
+    assert set(table["method"]) == set(study.methods)
+    by_curve = table.groupby(["method", "remedy"])
+    for (method, _), own in by_curve:
+        assert set(own["seed"]) == set(study.seeds)
+        if method != "deepreduce":  # which cannot have every budget
+            shown = own[["seed", "budget"]].drop_duplicates()
+            assert len(shown) == len(study.seeds) * (len(study.budgets) + 1)
     assert not capsys.readouterr().out
