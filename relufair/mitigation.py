@@ -123,8 +123,12 @@ class Mitigation(Remedied):
 
     def geometry(self, folder: Path | None = None, store: Store | None = None) -> pd.DataFrame:
         """Gradient norms and distances of all networks, see :func:`relufair.explain.first_order`."""
-        pipes = self._pipelines(self.cures(), folder, store)
-        return pd.concat(self._in_turn(pipes, explain.first_order), ignore_index=True)
+        tables = [  # one by one, for without either there is nothing to compare
+            table
+            for cure in self.cures()
+            for table in self._in_turn(self._pipelines([cure], folder, store), explain.first_order)
+        ]
+        return pd.concat(tables, ignore_index=True)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ def announce_missing() -> None:
     The names that the cell would have assigned become :class:`Missing`, and not what an earlier
     cell has left in them.
     """
+    import matplotlib.pyplot as plt
     from IPython import get_ipython
     from IPython.display import Markdown, display
 
@@ -52,6 +53,7 @@ def announce_missing() -> None:
         kind, key, how = error.args
         how, _, command = how.partition(": ")
         shown = f"{how}:\n\n```bash\n{command}\n```" if command else how
+        plt.close("all")  # or the next cell would show what this one has begun
         display(Markdown(f"**Not published yet**: {kind}: {key}. {shown}"))
         shell.user_ns |= dict.fromkeys(assigned(shell.user_ns["In"][-1]), Missing(error))
 

@@ -62,3 +62,23 @@ def test_another_error_is_an_error(tmp_path):
 def test_nothing_can_be_done_with_what_is_missing(use):
     with pytest.raises(NotPublished):
         use(pages.Missing(NotPublished("predictions", "abc")))
+
+
+HALF_DRAWN = """
+import matplotlib.pyplot as plt
+from relufair.store import NotPublished
+===
+plt.subplots()
+raise NotPublished("predictions", "abc", "To compute it: relufair run")
+===
+plt.plot([1, 2])
+plt.show()
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_cell_had_begun_to_draw_is_not_shown(tmp_path):
+    """Neither there nor by the next cell."""
+    *_, begun, last = execute(tmp_path, HALF_DRAWN).cells
+    assert [list(output["data"]) for output in begun.outputs] == [["text/markdown", "text/plain"]]
+    assert ["image/png" in output["data"] for output in last.outputs] == [True]
