@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from relufair import groups, theory
 
@@ -567,6 +569,7 @@ def geometry_by_budget(
             )
             _seeds(axis, values.index.map(places), values, look)
         axis.set(ylabel=WORDS[measure], yscale="log")
+        _plain(axis.yaxis)
     _legend(figure, axes[0])
     return figure
 
@@ -650,6 +653,13 @@ def weight_change(table: pd.DataFrame, note: str = "") -> Figure:
     return figure
 
 
+def _plain(axis: Axis) -> None:
+    """Ticks of a logarithmic axis at 1, 2, 5 and their tens, as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def accuracy_against(
     table: pd.DataFrame, tally: pd.DataFrame, measures: Sequence[str], budget: float,
     note: str = "", every: bool = False,
@@ -671,6 +681,7 @@ def accuracy_against(
         axis.set(xlabel=WORDS[measure], ylabel=f"test accuracy at {percent(budget)} (%)")
         if measure.endswith("gradient"):
             axis.set_xscale("log")
+            _plain(axis.xaxis)
     _legend(figure, axes[0])
     return figure
 
