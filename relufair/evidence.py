@@ -97,9 +97,8 @@ def worst(rows: pd.DataFrame, budgets: Sequence[float]) -> np.ndarray:
 def gap(rows: pd.DataFrame, budget: float) -> np.ndarray:
     """By how many points the best and the worst group are farther apart than in the base."""
     after, lost = (_measured(rows, m, [budget]) for m in ("accuracy", "drop_points"))
-    after, lost = (
-        np.stack([own[g][:, 0] for g in groups.large_enough(rows)]) for own in (after, lost)
-    )
+    order = groups.large_enough(rows)
+    after, lost = (np.stack([own[g][:, 0] for g in order]) for own in (after, lost))
     return np.ptp(after, axis=0) - np.ptp(after + lost, axis=0)
 
 

@@ -102,9 +102,8 @@ def _rule(claim: Claim) -> str:
 def page() -> str:
     """The score and the tables of the page ``book/claims.md``, which it includes from ``ledger.md``."""
     parts = [SCORE.format(alternative=alternative(score()), runs=_runs())]
-    columns = ["claim", "where", "holds if", "found", "verdict"]
     for chapter, own in ledger().groupby("chapter", sort=False):
-        parts.append(f"## {_title(chapter)}\n\n{_markdown(own[columns])}")
+        parts.append(f"## {_title(chapter)}\n\n{_markdown(own.drop(columns='chapter'))}")
     return "\n".join(parts)
 
 
@@ -127,8 +126,8 @@ def chapter(name: str) -> str:
     """The claims of one chapter with their verdicts, for its end: a sentence and a table."""
     own, verdicts = ledger(name), claims.verdicts()
     counts = score(verdicts.loc[[claim.id for claim in claims.load() if claim.chapter == name]])
-    shown = own[["claim", "where", "found", "verdict"]]
-    return f"{alternative(counts[counts.sum(axis=1) > 0])}\n\n{_markdown(shown)}"
+    said = alternative(counts[counts.sum(axis=1) > 0])
+    return f"{said}\n\n{_markdown(own.drop(columns='chapter'))}"
 
 
 def _markdown(table: pd.DataFrame) -> str:
