@@ -750,9 +750,10 @@ def leakage(table: pd.DataFrame, tally: pd.DataFrame, note: str = "") -> Figure:
             x = np.arange(len(words)) + (i - (len(looks) - 1) / 2) * 0.8 / len(looks)
             height = 100 * own["correct"] / own["n"].where(own["n"] > 0)
             bars = axis.bar(x, height, 0.75 / len(looks), color=look["color"], label=look["label"])
-            axis.bar_label(bars, [f"n = {n:,}" for n in own["n"]], fontsize=6, padding=2)
+            sizes = [f"n = {n:,}" for n in own["n"]]
+            axis.bar_label(bars, sizes, fontsize=6, padding=2, rotation=90)
         axis.set_xticks(range(len(words)), words.values(), fontsize=8)
-        axis.set(ylabel="accuracy (%)", ylim=(0, 110), yticks=range(0, 101, 20))
+        axis.set(ylabel="accuracy (%)", ylim=(0, 130), yticks=range(0, 101, 20))
         axis.set_title(
             "all ReLUs" if budget == 1 else f"{percent(budget)} of the ReLUs", fontsize=10
         )
@@ -784,6 +785,7 @@ def thinning(table: pd.DataFrame, note: str = "") -> Figure:
         axis.set(xscale="log", yscale="log", xlabel="images of the class", ylabel=WORDS[measure])
         axis.set_xticks(mean.index, mean.index)
         axis.minorticks_off()
+        _plain(axis.yaxis)
     _legend(figure, axes[0], columns=4)
     return figure
 
