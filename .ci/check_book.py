@@ -14,6 +14,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 LOADED_RELATIONS = {"stylesheet", "preload", "modulepreload", "icon"}
+RAW_TABLE = re.compile(r"<p>\|[^<]*\|")  # a table in Markdown that was taken for text
 EXTERNAL_CSS = re.compile(r"""(?:@import\s+|url\()\s*["']?((?:https?:)?//[^"')\s;]+)""")
 
 
@@ -57,6 +58,8 @@ def faults_of(page: Page) -> list[str]:
         if not alt.strip() or Path(address).name in alt:  # Sphinx puts the path where none is given
             faults.append(f"has a figure without alt text: {address}")
     text = page.path.read_text(encoding="utf-8")
+    if RAW_TABLE.search(text):
+        faults.append("shows a table as text")
     return faults + [f"names {found} in a style" for found in EXTERNAL_CSS.findall(text)]
 
 
