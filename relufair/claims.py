@@ -237,7 +237,8 @@ def _evaluate(claim: Claim, tables: Tables, tier: str) -> Verdict:
         return Verdict(claim.id, claim.definition, verdict, found=said, **about)
     if of != "sources":
         chosen = _complete(chosen, arguments)
-    first, *others = (test(rows, **arguments) for rows in chosen)
+    turns = (rows.assign(turn=turn) for turn, rows in enumerate(chosen))
+    first, *others = (test(rows, **arguments) for rows in turns)
     estimate = _over_seeds if test is quotient else _over_draws
     found = estimate(first - others[0] if others else first)
     about["seeds"] = 0 if of == "sources" else min(rows["seed"].nunique() for rows in chosen)

@@ -33,12 +33,17 @@ class NotRun(Exception):
 def _redrawn(rows: pd.DataFrame, budgets: Sequence[float]) -> tuple[np.ndarray, list[str]]:
     """Counts (1 + draws, budgets, seeds, groups + 1, 4), first as they are, and the names.
 
-    With one budget, these are the draws of :mod:`relufair.groups`.
+    With one budget, these are the draws of :mod:`relufair.groups`. Those of the second of two tables
+    (column ``turn``) take the same seeds, and other images: drawn by the same numbers, two tables
+    would err together, and their difference too little.
     """
     parts = [groups.cells(rows[rows["budget"] == budget]) for budget in budgets]
     flat = np.concatenate([counts[:, :-1] for counts, _ in parts], axis=1)
     flat = np.concatenate([flat, flat.sum(1, keepdims=True)], axis=1)
-    every = np.concatenate([flat[None], groups.resample(flat, np.random.default_rng(0))])
+    turn = rows["turn"].iloc[0] if "turn" in rows else 0
+    images = np.random.default_rng(turn) if turn else None
+    drawn = groups.resample(flat, np.random.default_rng(0), images=images)
+    every = np.concatenate([flat[None], drawn])
     every = every[:, :, :-1].reshape(*every.shape[:2], len(budgets), -1, 4).swapaxes(1, 2)
     return np.concatenate([every, every.sum(3, keepdims=True)], axis=3), parts[0][1]
 

@@ -106,8 +106,8 @@ def verdict(table: pd.DataFrame, budget: float | None = None, method: str | None
         answer = "**These runs do not settle whether the smallest group falls further.**"
     return (
         f"{answer} With {percent(budget)} of the ReLUs kept, *{small}* {_lost(drops.loc[small])} % of "
-        f"its accuracy and *{large}* {_lost(drops.loc[large])} %. The difference is "
-        f"{_with_interval(excess)} percentage points (95 % intervals, {_seeds(excess['seeds'])})."
+        f"its accuracy and *{large}* {_lost(drops.loc[large])} %. The relative drops differ "
+        f"by {_with_interval(excess)} points (95 % intervals, {_seeds(excess['seeds'])})."
     )
 
 
