@@ -46,7 +46,7 @@ book: $(PARAMETERS) $(READY) $(EXECUTED) ## Execute the notebooks and build the 
 	@echo "Gathering the pages in $(STAGE)."
 	@rm -rf $(STAGE)/book $(STAGE)/notebooks $(STAGE)/data
 	@mkdir -p $(STAGE)/notebooks $(STAGE)/data
-	@cp -Rp _config.yml _toc.yml $(wildcard *.md) CITATION.cff book $(STAGE)/
+	@cp -Rp _config.yml _toc.yml $(wildcard *.md) CITATION.cff book _static $(STAGE)/
 	@cp -p $(EXECUTED) $(STAGE)/notebooks/
 	@for page in data/*.md; do [ ! -f "$$page" ] || cp -p "$$page" $(STAGE)/data/; done
 	@# A build that failed or was stopped has read pages whose warnings a second build would not repeat.

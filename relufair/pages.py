@@ -42,19 +42,23 @@ def assigned(source: str) -> set[str]:
 def announce_missing() -> None:
     """In the running notebook, show :class:`relufair.store.NotPublished` in place of a cell's output.
 
-    The names that the cell would have assigned become :class:`Missing`, and not what an earlier
-    cell has left in them.
+    What has been shown before is only referred to. The names that the cell would have assigned become
+    :class:`Missing`, and not what an earlier cell has left in them.
     """
     import matplotlib.pyplot as plt
     from IPython import get_ipython
     from IPython.display import Markdown, display
+
+    before: set[str] = set()
 
     def show(shell: Any, _: type, error: NotPublished, *__: Any, **___: Any) -> None:
         kind, key, how = error.args
         how, _, command = how.partition(": ")
         shown = f"{how}:\n\n```bash\n{command}\n```" if command else how
         plt.close("all")  # or the next cell would show what this one has begun
-        display(Markdown(f"**Not published yet**: {kind}: {key}. {shown}"))
+        text = f"{kind}: {key}. {shown}"
+        display(Markdown(f"**Not published yet**{', as above.' if text in before else f': {text}'}"))
+        before.add(text)
         shell.user_ns |= dict.fromkeys(assigned(shell.user_ns["In"][-1]), Missing(error))
 
     get_ipython().set_custom_exc((NotPublished,), show)

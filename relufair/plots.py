@@ -246,6 +246,7 @@ def paths(table: pd.DataFrame, tally: pd.DataFrame, quantity: str, note: str = "
         note: to stand below.
     """
     own, looks = table[table["quantity"] == quantity], styles(tally, every=True)
+    words = {"violation": "gap to everyone's loss"}.get(quantity, quantity)
     cures = own["remedy"].unique()
     rows = -(-len(cures) // 3)
     figure, grid = _figure(min(len(cures), 3), note, height=2.6, rows=rows, sharey=False)
@@ -258,7 +259,7 @@ def paths(table: pd.DataFrame, tally: pd.DataFrame, quantity: str, note: str = "
             axis.plot(by_seed, color=look["color"], lw=0.6, alpha=0.5)
             axis.plot(by_seed.mean(axis=1), color=look["color"], lw=2, label=look["label"])
         axis.set_title(named(cure), fontsize=9)
-        axis.set(xlabel="epoch", ylabel=quantity, ylim=(0, None))
+        axis.set(xlabel="epoch", ylabel=words, ylim=(0, None))
         axis.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure, grid[0, 0])
     return figure

@@ -269,12 +269,13 @@ def listed(folder: Path | None = None) -> pd.DataFrame:
 
 
 def origins(folder: Path | None = None) -> pd.DataFrame:
-    """Where the published numbers come from, a row a tier × data × machine × code.
+    """Where the published numbers come from, a row a tier × data × machine.
 
     Returns:
-        The columns ``tier``, ``data`` (set and target), ``fingerprints`` (of the splits, as in the
-        tally), ``seeds``, ``networks`` (whose predictions are published), ``hours`` (of a process,
-        in which these artifacts were made), ``device``, ``torch``, ``commit`` and ``dates``.
+        The columns ``tier``, ``data`` (set and target), ``seeds``, ``networks`` (whose predictions
+        are published), ``hours`` (of a process, in which these artifacts were made), ``device``,
+        ``dates``, and the codes: ``commits``, ``torch``, and ``splits`` (their digests, as in the
+        tally).
     """
     entries = json.loads(((folder or results_folder()) / "manifest.json").read_text())
     table = pd.DataFrame(
@@ -283,8 +284,8 @@ def origins(folder: Path | None = None) -> pd.DataFrame:
             "data": f"{entry['dataset']}, {entry['target']}",
             "device": entry["device"] or "",
             "torch": entry["versions"]["torch"] or "",
-            "commit": entry["commit"] or "",
-            "fingerprints": (entry["data"] or "")[:12],
+            "commits": entry["commit"] or "",
+            "splits": (entry["data"] or "")[:12],
             "seeds": entry["seed"],
             "run": f"{entry['method']}, {entry['remedy']}, {entry['seed']}",
             "networks": entry["kind"] == "predictions",
@@ -295,17 +296,17 @@ def origins(folder: Path | None = None) -> pd.DataFrame:
         for entry in entries
         if entry["tier"] and entry["kind"] != "splits"
     )
-    keys = ["tier", "data", "device", "torch", "commit"]
+    keys = ["tier", "data", "device"]
     rows = []
     for key, own in table.groupby(keys):
         hours = sum(_spent(part) for _, part in own.groupby("run")) / 3600
         several = {name: ", ".join(map(str, sorted(set(own[name])))) for name in
-                   ("fingerprints", "seeds")}  # fmt: skip
+                   ("seeds", "commits", "torch", "splits")}  # fmt: skip
         dates = " to ".join(sorted({own["dates"].min(), own["dates"].max()}))
         about = dict(zip(keys, key, strict=True)) | several
         rows.append(about | {"networks": own["networks"].sum(), "hours": hours, "dates": dates})
-    columns = ["tier", "data", "fingerprints", "seeds", "networks", "hours", "device", "torch",
-               "commit", "dates"]  # fmt: skip
+    columns = ["tier", "data", "seeds", "networks", "hours", "device", "dates", "commits", "torch",
+               "splits"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 

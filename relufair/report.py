@@ -177,13 +177,40 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     return wide.set_index(["method, remedy", "ReLUs kept"])
 
 
+def choice(table: pd.DataFrame) -> str:
+    """Which remedies were seen to help the worst group, and at what cost to everyone: Markdown.
+
+    Args:
+        table: a tally of one method with several remedies, at its lowest budget.
+    """
+    own = groups.by_remedy(table[table["budget"] == table["budget"].min()])
+    worst = groups.disparity(own).query("measure == 'worst_gain'").set_index("method")
+    every = groups.by_group(own).query("measure == 'gain' and group == @groups.ALL")
+    every, worst = every.set_index("method"), worst.sort_values("value", ascending=False)
+
+    def listed(chosen: pd.DataFrame) -> str:
+        return "".join(
+            f"\n- {plots.named(name)}: worst group {_with_interval(row)}, everyone "
+            f"{_with_interval(every.loc[name])}"
+            for name, row in chosen.iterrows()
+        )
+
+    parts = {
+        "Seen to **help** the worst group, gains in points": worst[worst["low"] > 0],
+        "Seen to **harm** it": worst[worst["high"] < 0],
+        "Seen to do neither": worst[(worst["low"] <= 0) & (worst["high"] >= 0)],
+    }
+    said = [f"{words}:\n{listed(rows)}" for words, rows in parts.items() if len(rows)]
+    return "\n\n".join([*said, f"({_seeds(own['seed'].nunique())}, 95 % intervals.)"])
+
+
 def ranks(table: pd.DataFrame) -> pd.DataFrame:
     """For people: :func:`relufair.groups.signed_ranks`."""
     own = groups.signed_ranks(table).query("budget < 1")
     few = f"none below {groups.ENOUGH} seeds"
     own["p"] = [few if s < groups.ENOUGH else f"{p:.3f}" for s, p in zip(own["seeds"], own["p"],
                 strict=True)]  # fmt: skip
-    own["gain"] = own["gain"].map(lambda gain: f"{gain + 0.0:.1f}".replace("-", "−"))
+    own["gain"] = own["gain"].map(lambda gain: f"{round(gain, 1) + 0.0:.1f}".replace("-", "−"))
     own[["method", "budget"]] = pd.DataFrame(
         {"method": own["method"].map(plots.named), "budget": own["budget"].map(percent)}
     )

@@ -62,10 +62,10 @@ def ledger(chapter: str | None = None) -> pd.DataFrame:
     rows = [
         {
             "claim": claim.claim,
-            "where": claim.where,
-            "holds if": _rule(claim),
-            "found": _found(own) if own["found"] else "",
             "verdict": _verdict(own),
+            "found": _found(own) if own["found"] else "",
+            "holds if": _rule(claim),
+            "where": claim.where,
             "chapter": claim.chapter,
         }
         for claim in claims.load()

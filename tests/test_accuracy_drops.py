@@ -33,7 +33,7 @@ def followed(tmp_path, monkeypatch):
     def follow(**parameters):
         path = project_root() / "notebooks" / "03_accuracy_drops.ipynb"
         cells = nbformat.read(path, as_version=4).cells
-        published = [c.source.startswith("# The same for age") for c in cells].index(True)
+        published = [c.source.startswith("## The same for age") for c in cells].index(True)
         (first, *others) = (c for c in cells[:published] if c.cell_type == "code")
         names = {}
         exec(first.source, names)

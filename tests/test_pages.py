@@ -40,12 +40,11 @@ def test_a_missing_result_is_said_where_it_is_needed(tmp_path):
     page = execute(tmp_path)
     shown = [cell.outputs for cell in page.cells if cell.cell_type == "code"]
     assert len(shown) == 5 and not shown[0] and not shown[1]
-    for outputs in shown[2:4]:
-        (output,) = outputs
-        said = output["data"]["text/markdown"]
-        assert said == (
-            "**Not published yet**: predictions: abc. To compute it:\n\n```bash\nrelufair run\n```"
-        )
+    (first,), (second,) = shown[2:4]
+    assert first["data"]["text/markdown"] == (
+        "**Not published yet**: predictions: abc. To compute it:\n\n```bash\nrelufair run\n```"
+    )
+    assert second["data"]["text/markdown"] == "**Not published yet**, as above."
     assert shown[4][0]["text"] == "goes on\n"
     assert not any({pages.GOES_ON, pages.HIDDEN} & set(c.metadata["tags"]) for c in page.cells)
 

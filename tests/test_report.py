@@ -208,3 +208,19 @@ def test_a_grid_that_was_not_run_says_so():
     shown = report.tuning(pd.DataFrame(grid))
     assert shown["worst group (%)"].tolist() == ["no tuning seed", "41.3"]
     assert shown["everyone (%)"].tolist() == ["no tuning seed", "90.0"]
+
+
+def test_what_to_use_is_said_by_what_was_seen():
+    """A remedy that lifts the worst group, one that lowers it, and one that changes nothing."""
+    parts = {"cvar 0.5": 60, "jtt 5": 20, "swa 0.5": 40}
+    table = pd.concat(tally(right).assign(remedy=name) for name, right in parts.items())
+    table.loc[(table["budget"] == 0.1) & (table["group"] == "small"), ["base", "both"]] = [40, 20]
+    said = report.choice(table)
+    helps, cvar, harms, jtt, neither, swa, seeds = said.split("\n\n")
+    assert helps == "Seen to **help** the worst group, gains in points:"
+    assert cvar.startswith("- SNL, CVaR (0.5): worst group 20.0 [")
+    assert harms == "Seen to **harm** it:"
+    assert jtt.startswith("- SNL, JTT (5): worst group −20.0 [")
+    assert neither == "Seen to do neither:"
+    assert swa.startswith("- SNL, SWA (0.5): worst group 0.0 [")
+    assert seeds == "(2 seeds, 95 % intervals.)"
