@@ -40,7 +40,7 @@ import pandas as pd
 import yaml
 from scipy import stats
 
-from relufair import bounds
+from relufair import bounds, words
 from relufair.config import TUNING
 from relufair.evidence import FEWEST, RELATIVE, TESTS, UNITS, NotRun, quotient
 from relufair.published import geometry, reported
@@ -314,15 +314,16 @@ def _over_draws(draws: np.ndarray) -> tuple[float, float, float]:
 
 def _over_seeds(logs: pd.Series) -> tuple[float, float, float]:
     """Geometric mean over seeds with Student's interval."""
+    if len(logs) < FEWEST or not np.isfinite(logs).all():
+        raise NotRun
     half = stats.t.ppf(0.975, len(logs) - 1) * logs.std() / np.sqrt(len(logs))
     return tuple(np.exp([logs.mean(), logs.mean() - half, logs.mean() + half]).tolist())
 
 
 def _said(number: float, low: float, high: float, unit: str) -> str:
-    texts = [f"{round(x, DIGITS[unit]) + 0.0:,.{DIGITS[unit]}f}".replace("-", "−")
-             for x in (number, low, high)]  # fmt: skip
-    interval = "" if low == high else f" [{texts[1]}, {texts[2]}]"
-    return f"{texts[0]}{interval} {unit}".strip()
+    row, digits = {"value": number, "low": low, "high": high}, DIGITS[unit]
+    said = words.number(number, digits) if low == high else words.interval(row, digits)
+    return f"{said} {unit}".strip()
 
 
 def _about(rows: pd.DataFrame) -> str:
@@ -380,18 +381,3 @@ def computed(claims: Sequence[Claim] | None = None, tables: Tables | None = None
     rows = [asdict(evaluate(c, tables)) for c in (load() if claims is None else claims)]
     table = pd.DataFrame(rows).set_index("id")
     return table.round({"number": 6, "low": 6, "high": 6})
-
-
-def check(new: pd.DataFrame | None = None, old: pd.DataFrame | None = None) -> list[str]:
-    """Where the verdicts, computed anew, are not the published ones: a line each."""
-    new, old = (computed() if new is None else new), (verdicts() if old is None else old)
-    lines = [
-        f"{name}: not among the published verdicts" for name in new.index.difference(old.index)
-    ]
-    lines += [f"{name}: published, but not a claim" for name in old.index.difference(new.index)]
-    for name in new.index.intersection(old.index):
-        for column in ("definition", "verdict", "settled", "found", "seeds", "tier", "rows"):
-            ours, theirs = new.loc[name, column], old.loc[name, column]
-            if ours != theirs:
-                lines.append(f"{name}: {column} is {ours!r}, published is {theirs!r}")
-    return lines

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import click
 import yaml
 
-from relufair.cli_results import TIERS, results
+from relufair.cli_results import DATA, GIVEN, TIERS, environment, results
 
 PUBLISHED = "published"  # the tier that reads what others have computed
 
@@ -30,6 +30,14 @@ def main() -> None:
 
 
 main.add_command(results)
+
+
+def usage(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """What ``function`` returns; where it refuses, a usage error with its words."""
+    try:
+        return function(*args, **kwargs)
+    except (ValueError, FileNotFoundError) as error:
+        raise click.UsageError(str(error)) from error
 
 
 # Notebooks and their parameters -----------------------------------------------------------------
@@ -115,16 +123,6 @@ def read_parameters(
     return {name: typed(name, value, known[name]) for name, value in chosen.items()}
 
 
-def check_parameters(short: str, parameters: dict[str, Any], folder: Path | None) -> None:
-    """Build the notebook's study, which refuses impossible values, and look for its data."""
-    from relufair.studies import STUDIES
-
-    try:
-        STUDIES[short](**parameters).check_data(folder)
-    except (ValueError, FileNotFoundError) as error:
-        raise click.UsageError(str(error)) from error
-
-
 # Running ----------------------------------------------------------------------------------------
 
 
@@ -146,14 +144,12 @@ def interruptible() -> Iterator[None]:
 
 @main.command()
 @click.argument("notebook")
-@click.option(
-    "-p", "given", multiple=True, metavar="NAME=VALUE", help="Set a parameter; repeatable."
-)
+@GIVEN
 @click.option(
     "--tier", type=click.Choice((PUBLISHED, *TIERS)),
     help="Start from this tier's parameters. 'published' only reads what is in data/results.",
 )  # fmt: skip
-@click.option("--data", help="Folder with the data sets (or set RELUFAIR_DATA).")
+@DATA
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder (default: runs/...).")
 @interruptible()
 def run(
@@ -175,16 +171,18 @@ def run_notebook(
     """Check what was asked, run the notebook, and return the folder with what it leaves."""
     from relufair.sources import data_folder
     from relufair.store import project_root
+    from relufair.studies import STUDIES
 
-    root = _usage(project_root)
+    root = usage(project_root)
     short, path = find_notebook(root, notebook)
     parameters = read_parameters(root, path, tier, given)
     # What a chapter without published results shows takes seconds: it is computed.
     published = tier == PUBLISHED and bool(parameters)
     if published:
         os.environ["RELUFAIR_PUBLISHED"] = "1"
-    folder = _usage(data_folder, data)
-    check_parameters(short, defaults(path) | parameters, folder)
+    folder = usage(data_folder, data)
+    study = usage(STUDIES[short], **defaults(path) | parameters)
+    usage(study.check_data, folder)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     out = (out or root / "runs" / f"{short}-{stamp}").resolve()
     if out.exists() and not out.is_dir():
@@ -198,13 +196,6 @@ def run_notebook(
     click.echo(f"Running {path.name} into {out}", err=True)
     _execute(path, out / path.name, parameters, root, published)
     return out
-
-
-def _usage(function: Any, *args: Any) -> Any:
-    try:
-        return function(*args)
-    except FileNotFoundError as error:
-        raise click.UsageError(str(error)) from error
 
 
 def _execute(
@@ -239,18 +230,14 @@ def progress_shown() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         path, done = Path(folder) / "progress", threading.Event()
         path.touch()
-        before = os.environ.get("RELUFAIR_PROGRESS")
-        os.environ["RELUFAIR_PROGRESS"] = str(path)
         thread = threading.Thread(target=_follow, args=(path, done))
         thread.start()
         try:
-            yield
+            with environment("RELUFAIR_PROGRESS", str(path)):
+                yield
         finally:
             done.set()
             thread.join()
-            os.environ.pop("RELUFAIR_PROGRESS")
-            if before is not None:
-                os.environ["RELUFAIR_PROGRESS"] = before
 
 
 def _follow(path: Path, done: threading.Event) -> None:
@@ -278,7 +265,7 @@ def compare_command(run: Path) -> None:
     """
     from relufair import compare, published
 
-    table = compare.beside(_usage(compare.read, run), published.reported())
+    table = compare.beside(usage(compare.read, run), published.reported())
     if len(table):
         compare.keep(table, run)
         click.echo(compare.pretty(table).to_string())
@@ -290,16 +277,16 @@ def compare_command(run: Path) -> None:
 
 @main.command("data")
 @click.argument("name", required=False)
-@click.option("--data", "given", help="Folder with the data sets (or set RELUFAIR_DATA).")
+@DATA
 @click.option("--download", metavar="NAME", help="Fetch NAME into the data folder, checksummed.")
-def data_command(name: str | None, given: str | None, download: str | None) -> None:
+def data_command(name: str | None, data: str | None, download: str | None) -> None:
     """List the data sets: what is there, what is missing and how to get it.
 
     With NAME, read that data set and count its images by attribute.
     """
     from relufair.sources import SOURCES, data_folder
 
-    folder = _usage(data_folder, given)
+    folder = usage(data_folder, data)
     for asked in filter(None, (name, download)):
         if asked not in SOURCES:
             raise click.UsageError(f"data set={asked!r}: allowed are {', '.join(SOURCES)}")

@@ -5,11 +5,30 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 TIERS = ("ci", "laptop", "paper")  # that compute
+GIVEN = click.option(
+    "-p", "given", multiple=True, metavar="NAME=VALUE", help="Set a parameter; repeatable."
+)
+DATA = click.option("--data", help="Folder with the data sets (or set RELUFAIR_DATA).")
+
+
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Within it, the environment variable ``name`` has this value."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 @click.group()
@@ -19,11 +38,9 @@ def results() -> None:
 
 @results.command()
 @click.argument("notebook")
-@click.option(
-    "-p", "given", multiple=True, metavar="NAME=VALUE", help="Set a parameter; repeatable."
-)
+@GIVEN
 @click.option("--tier", type=click.Choice(TIERS), help="Start from this tier's parameters.")
-@click.option("--data", help="Folder with the data sets (or set RELUFAIR_DATA).")
+@DATA
 def export(notebook: str, given: tuple[str, ...], tier: str | None, data: str | None) -> None:
     """Run NOTEBOOK as `relufair run` does, and publish what its page needs.
 
@@ -38,11 +55,8 @@ def export(notebook: str, given: tuple[str, ...], tier: str | None, data: str | 
     with cli.interruptible(), tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "record"
         record.touch()
-        os.environ["RELUFAIR_RECORD"] = str(record)
-        try:
+        with environment("RELUFAIR_RECORD", str(record)):
             out = cli.run_notebook(notebook, given, tier, data, None)
-        finally:
-            os.environ.pop("RELUFAIR_RECORD")
         _publish(record.read_text().split())
     click.echo(out)
 
@@ -83,7 +97,7 @@ def verify() -> None:
 @click.option(
     "--run", "key", required=True, metavar="KEY", help="Of predictions; its beginning will do."
 )
-@click.option("--data", help="Folder with the data sets (or set RELUFAIR_DATA).")
+@DATA
 @click.option(
     "--store",
     type=click.Path(path_type=Path),
@@ -92,13 +106,14 @@ def verify() -> None:
 @click.option("--keep", is_flag=True, help="Publish the outcome, for `relufair results verify`.")
 def check(key: str, data: str | None, store: Path | None, keep: bool) -> None:
     """Compute published predictions anew, with all that they rest on, and compare."""
-    from relufair import cli
+    from relufair import cli, verification
+    from relufair.sources import data_folder
+    from relufair.store import Store
 
     with cli.progress_shown(), tempfile.TemporaryDirectory() as folder:
-        found = _checked(key, data, store or Path(folder))
+        place = Store(store or folder, published=False)
+        found = cli.usage(verification.check, key, place, cli.usage(data_folder, data))
     if keep:
-        from relufair import verification
-
         verification.keep(found)
     shares = found.groups[["published", "again"]].div(found.groups["n"], axis=0)
     for group, row in (100 * shares).iterrows():
@@ -115,17 +130,6 @@ def check(key: str, data: str | None, store: Path | None, keep: bool) -> None:
         click.echo(f"It does NOT agree: {', '.join(found.astray)}, outside of the 95 % interval.")
         sys.exit(1)
     click.echo("It agrees: every group's accuracy is within the published 95 % interval.")
-
-
-def _checked(key: str, data: str | None, store: Path):
-    from relufair import verification
-    from relufair.sources import data_folder
-    from relufair.store import Store
-
-    try:
-        return verification.check(key, Store(store, published=False), data_folder(data))
-    except (ValueError, FileNotFoundError) as error:
-        raise click.UsageError(str(error)) from error
 
 
 @results.command("list")

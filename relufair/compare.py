@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from relufair import groups, plots
-from relufair.plots import named, percent
+from relufair.words import interval, named, number, percent
 
 ALIKE = ("what", "method", "remedy", "budget")
 KEYS = [*ALIKE, "group"]
@@ -106,30 +106,27 @@ def verdict(table: pd.DataFrame) -> str:
         return f"All {len(table)} accuracies are the published ones."
     n, allowed = len(table), int(binom.ppf(0.95, len(table), 0.05))
     seeds = f"{table['seeds'].max()} against {table['their_seeds'].max()} seeds"
-    said = f"{len(apart)} of {n} accuracies differ by more than their 95 % interval ({seeds}; "
-    said += f"up to {allowed} may by chance). "
+    said = (
+        f"{len(apart)} of {n} accuracies differ by more than their 95 % interval ({seeds}; up to "
+        f"{allowed} may by chance). "
+    )
     if len(apart) <= allowed:
         said += "**The rerun agrees with the published run.**"
     else:
-        said += "**The rerun differs from the published run**: " + "; ".join(
-            map(_named, _rows(apart))
-        )
-        said += "."
+        which = "; ".join(_named(row) for _, row in apart.iterrows())
+        said += f"**The rerun differs from the published run**: {which}."
     if not table["same"].all():
         said += " The two were not trained with the same settings."
     return said
 
 
-def _rows(table: pd.DataFrame) -> list[dict]:
-    return table.to_dict("records")
+def _method(row: pd.Series) -> str:
+    return named(f"{row['method']}, {row['remedy']}".removesuffix(", plain"))
 
 
-def _named(row: dict) -> str:
-    remedy = "" if row["remedy"] == "plain" else f", {named(row['remedy'])}"
-    return (
-        f"{row['group']} at {percent(row['budget'])}, {named(row['method'])}{remedy} "
-        f"({row['difference']:+.1f} points)"
-    ).replace("-", "−")
+def _named(row: pd.Series) -> str:
+    apart = number(row["difference"], sign="+")
+    return f"{row['group']} at {percent(row['budget'])}, {_method(row)} ({apart} points)"
 
 
 def keep(table: pd.DataFrame, folder: Path) -> None:
@@ -143,20 +140,16 @@ def keep(table: pd.DataFrame, folder: Path) -> None:
 
 def pretty(table: pd.DataFrame) -> pd.DataFrame:
     """The table of :func:`beside` for people."""
+    apart = table.rename(columns={"difference": "value"})
     shown = pd.DataFrame(
         {
-            "method, remedy": [f"{named(r['method'])}, {named(r['remedy'])}" for r in _rows(table)],
+            "method, remedy": (table["method"] + ", " + table["remedy"]).map(named),
             "ReLUs kept": table["budget"].map(percent),
             "group": table["group"],
-            "rerun (%)": table["ours"].map("{:.1f}".format),
-            "published (%)": table["theirs"].map("{:.1f}".format),
-            "difference [95 %]": [
-                f"{r['difference']:+.1f} [{r['low']:+.1f}, {r['high']:+.1f}]".replace("-", "−")
-                for r in _rows(table)
-            ],
-            "SD over published seeds": [
-                "one seed" if np.isnan(s) else f"{s:.1f}" for s in table["spread"]
-            ],
+            "rerun (%)": table["ours"].map(number),
+            "published (%)": table["theirs"].map(number),
+            "difference [95 %]": apart.apply(interval, axis=1, sign="+"),
+            "SD over published seeds": table["spread"].map(number).replace("—", "one seed"),
         }
     )
     return shown.set_index(["method, remedy", "ReLUs kept", "group"])

@@ -9,6 +9,7 @@ array (1 + draws,), of which the first is the number as counted and the others a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -41,9 +42,10 @@ def _redrawn(rows: pd.DataFrame, budgets: Sequence[float]) -> tuple[np.ndarray, 
     flat = np.concatenate([counts[:, :-1] for counts, _ in parts], axis=1)
     flat = np.concatenate([flat, flat.sum(1, keepdims=True)], axis=1)
     turn = rows["turn"].iloc[0] if "turn" in rows else 0
-    images = np.random.default_rng(turn) if turn else None
-    drawn = groups.resample(flat, np.random.default_rng(0), images=images)
-    every = np.concatenate([flat[None], drawn])
+    rng, images = np.random.default_rng(0), np.random.default_rng(turn)
+    if turn:  # the seeds are drawn by the first, the images by the other
+        rng = SimpleNamespace(integers=rng.integers, multinomial=images.multinomial)
+    every = np.concatenate([flat[None], groups.resample(flat, rng)])
     every = every[:, :, :-1].reshape(*every.shape[:2], len(budgets), -1, 4).swapaxes(1, 2)
     return np.concatenate([every, every.sum(3, keepdims=True)], axis=3), parts[0][1]
 

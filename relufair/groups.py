@@ -73,21 +73,12 @@ def cells(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     return np.concatenate([counts, counts.sum(1, keepdims=True)], 1), [*order, ALL]
 
 
-def resample(
-    counts: np.ndarray,
-    rng: np.random.Generator,
-    draws: int = DRAWS,
-    images: np.random.Generator | None = None,
-) -> np.ndarray:
-    """Bootstrap over seeds and images: ``counts`` (S, G + 1, 4) to (draws, S, G + 1, 4).
-
-    Images are drawn by ``rng``, too, unless ``images`` is given: then tables get the same seeds and
-    other images.
-    """
+def resample(counts: np.ndarray, rng: np.random.Generator, draws: int = DRAWS) -> np.ndarray:
+    """Bootstrap over seeds and images: ``counts`` (S, G + 1, 4) to (draws, S, G + 1, 4)."""
     seeds = rng.integers(len(counts), size=(draws, len(counts)))
     groups = counts[seeds, :-1]
     n = groups.sum(-1)
-    drawn = (images or rng).multinomial(n, groups / np.maximum(n, 1)[..., None])
+    drawn = rng.multinomial(n, groups / np.maximum(n, 1)[..., None])
     return np.concatenate([drawn, drawn.sum(2, keepdims=True)], 2)
 
 

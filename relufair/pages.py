@@ -57,7 +57,9 @@ def announce_missing() -> None:
         shown = f"{how}:\n\n```bash\n{command}\n```" if command else how
         plt.close("all")  # or the next cell would show what this one has begun
         text = f"{kind}: {key}. {shown}"
-        display(Markdown(f"**Not published yet**{', as above.' if text in before else f': {text}'}"))
+        display(
+            Markdown(f"**Not published yet**{', as above.' if text in before else f': {text}'}")
+        )
         before.add(text)
         shell.user_ns |= dict.fromkeys(assigned(shell.user_ns["In"][-1]), Missing(error))
 

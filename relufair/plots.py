@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from relufair import groups, theory
+from relufair.words import kept, named, percent
 
 MARKERS = "osD^vPX*<>ph"
 MOST = 6  # groups in a figure, unless all are asked for
@@ -57,6 +58,13 @@ def styles(table: pd.DataFrame, every: bool = False) -> dict[str, dict[str, Any]
     }
 
 
+def _of_methods(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Colour, marker and label of each method."""
+    names = table["method"].unique()
+    looks = zip(names, sns.color_palette("colorblind", len(names)), MARKERS, strict=False)
+    return {m: {"color": c, "marker": marker, "label": named(m)} for m, c, marker in looks}
+
+
 def left_out(table: pd.DataFrame) -> str:
     """Which groups are too small to be drawn, with their test images; empty if none is."""
     small = groups.sizes(table).query("n < @groups.FEWEST")["n"]
@@ -66,58 +74,39 @@ def left_out(table: pd.DataFrame) -> str:
     return f"Not drawn, fewer than {groups.FEWEST} test images: {names}"
 
 
-def percent(share: float) -> str:
-    """A share in percent, as short as it can be said.
-
-    >>> percent(0.02), percent(0.001), percent(1.0)
-    ('2 %', '0.1 %', '100 %')
-    """
-    return f"{100 * share:.3g} %"
-
-
-NAMES = {
-    "snl": "SNL", "deepreduce": "DeepReDuce", "algorithm1": "Algorithm 1", "one_sided": "one-sided",
-    "group_dro": "group DRO", "cvar": "CVaR", "jtt": "JTT", "swa": "SWA",
-    "inverse_frequency": "inverse frequency", "class_balanced": "class-balanced",
-    "deepreduce_untaught": "DeepReDuce with a random teacher",
-}  # fmt: skip
-
-
-def named(method: str) -> str:
-    """The name of a method, of a remedy with its strength, or of both, for people.
-
-    >>> named("snl"), named("smallest_effect"), named("snl, algorithm1 0.1")
-    ('SNL', 'smallest effect', 'SNL, Algorithm 1 (0.1)')
-    """
-    if ", " in method:
-        return ", ".join(map(named, method.split(", ")))
-    name, _, strength = method.partition(" ")
-    return NAMES.get(name, name.replace("_", " ")) + (f" ({strength})" if strength else "")
-
-
 def _figure(
     columns: int, note: str, height: float = 3.6, rows: int = 1, sharey: str | bool = "col"
 ) -> tuple[Figure, np.ndarray]:
     """A figure with axes (rows, columns), each row of this height in inches."""
+    size = {"figsize": (8, height * rows), "layout": "constrained"}
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            rows,
-            columns,
-            figsize=(8, height * rows),
-            layout="constrained",
-            squeeze=False,
-            sharey=sharey,
-        )
+        figure, axes = plt.subplots(rows, columns, squeeze=False, sharey=sharey, **size)
     if note:
         figure.supxlabel(note, fontsize=7, color="0.35", x=0.01, ha="left", wrap=True)
     return figure, axes
 
 
+def _dodge(n: int, width: float) -> np.ndarray:
+    """Shifts (n,) of what stands side by side at one place, ``width`` apart."""
+    return (np.arange(n) - (n - 1) / 2) * width
+
+
+def _lines(
+    axis: Axes, rows: pd.DataFrame, by: str, looks: dict[str, dict[str, Any]],
+    places: dict[float, int], **how: Any,
+) -> None:  # fmt: skip
+    """A line with intervals for each value of the column ``by``, by budget at its place."""
+    for shift, (name, look) in zip(_dodge(len(looks), 0.06), looks.items(), strict=True):
+        own = rows[rows[by] == name].sort_values("budget", ascending=False)
+        x = own["budget"].map(places) + shift
+        axis.errorbar(x, own["value"], _errors(own), capsize=2, **look, **how)
+
+
 def _legend(figure: Figure, axis: Axes, columns: int = 2) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=8
-    )
+    """The legend of ``axis`` above all panels, each label once."""
+    found = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    how = {"loc": "outside upper center", "ncols": columns, "frameon": False, "fontsize": 8}
+    figure.legend(found.values(), found, **how)
 
 
 def _by_budget(axis: Axes, budgets: Sequence[float]) -> dict[float, int]:
@@ -133,16 +122,15 @@ def group_accuracy(table: pd.DataFrame, note: str = "", every: bool = False) -> 
     names = table["method"].unique()
     figure, axes = _figure(1, note, rows=len(names))
     summary, looks = groups.by_group(table).query("measure == 'accuracy'"), styles(table, every)
-    width = 0.8 / len(looks)
+    width = 0.8 / max(len(looks), 1)
     for method, (axis,) in zip(names, axes, strict=True):
         places, mine = _by_budget(axis, table["budget"]), summary[summary["method"] == method]
-        for i, (group, look) in enumerate(looks.items()):
+        for shift, (group, look) in zip(_dodge(len(looks), width), looks.items(), strict=True):
             own = mine[mine["group"] == group]
-            x = own["budget"].map(places) + (i - (len(looks) - 1) / 2) * width
-            axis.bar(x, own["value"], width, color=look["color"], label=look["label"])
-            axis.errorbar(
-                x, own["value"], _errors(own), fmt="none", ecolor="0.2", elinewidth=1, capsize=2
-            )
+            axis.bar(
+                own["budget"].map(places) + shift, own["value"], width, yerr=_errors(own), capsize=2,
+                color=look["color"], label=look["label"], error_kw={"ecolor": "0.2", "elinewidth": 1},
+            )  # fmt: skip
         axis.set(ylabel="test accuracy (%)", ylim=(0, 100))
         axis.grid(axis="x", visible=False)
         _entitle(axis, method, names)
@@ -160,10 +148,7 @@ def drops(table: pd.DataFrame, note: str = "", every: bool = False) -> Figure:
         for axis, (measure, title) in zip(axes, titles.items(), strict=True):
             own = summary[(summary["measure"] == measure) & (summary["method"] == method)]
             places = _by_budget(axis, summary["budget"])
-            for i, (group, look) in enumerate(looks.items()):
-                line = own[own["group"] == group].sort_values("budget", ascending=False)
-                x = line["budget"].map(places) + (i - (len(looks) - 1) / 2) * 0.06
-                axis.errorbar(x, line["value"], _errors(line), capsize=2, lw=1.5, ms=5, **look)
+            _lines(axis, own, "group", looks, places, lw=1.5, ms=5)
             axis.axhline(0, color="0.2", lw=0.8)
             axis.set_ylabel(title)
             _entitle(axis, method, names)
@@ -177,17 +162,11 @@ def overall(table: pd.DataFrame, note: str = "") -> Figure:
     mean = groups.by_group(table).query("measure == 'accuracy' and group == @groups.ALL")
     worst = groups.disparity(table).query("measure == 'worst_accuracy'")
     panels = {"all test images": mean, "worst group": worst}
-    names = table["method"].unique()
-    palette = sns.color_palette("colorblind", len(names))
-    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
-        places = _by_budget(axis, table["budget"])
-        for i, method in enumerate(names):
-            line = lines[lines["method"] == method].sort_values("budget", ascending=False)
-            axis.errorbar(
-                line["budget"].map(places) + (i - (len(names) - 1) / 2) * 0.06, line["value"],
-                _errors(line), color=palette[i], marker=MARKERS[i], capsize=2, label=named(method),
-            )  # fmt: skip
-        axis.axhline(line["value"].iloc[0], color="0.2", lw=0.8, ls="--", label="all ReLUs")
+    looks = _of_methods(table)
+    for axis, (title, rows) in zip(axes, panels.items(), strict=True):
+        _lines(axis, rows, "method", looks, _by_budget(axis, table["budget"]))
+        whole = rows.loc[rows["budget"].idxmax(), "value"]
+        axis.axhline(whole, color="0.2", lw=0.8, ls="--", label="all ReLUs")
         axis.set_ylabel("test accuracy (%)")
         axis.set_title(title, fontsize=10)
     _legend(figure, axes[0], columns=4)
@@ -208,27 +187,17 @@ def before_after(table: pd.DataFrame, tally: pd.DataFrame, note: str = "") -> Fi
     budgets = sorted(table["budget"].unique(), reverse=True)
     means = table[table["split"] == "train"].groupby(["measure", "budget", "group", "remedy"])
     means = means["value"].mean().unstack("remedy")[list(table["remedy"].unique())]
-    for axis, measure in zip(axes, measures, strict=True):
+    arrow = {"arrowstyle": "->", "lw": 1.8, "shrinkA": 0, "shrinkB": 0}
+    for axis, (measure, title) in zip(axes, measures.items(), strict=True):
         places = _by_budget(axis, budgets)
-        for i, (group, look) in enumerate(looks.items()):
+        shifts = _dodge(len(looks), 0.8 / len(looks)) if looks else []
+        for shift, (group, look) in zip(shifts, looks.items(), strict=True):
             for budget, place in places.items():
-                x = place + (i - (len(looks) - 1) / 2) * 0.8 / len(looks)
-                plain, cured = means.loc[measure, budget, group]
-                axis.annotate(
-                    "",
-                    (x, cured),
-                    (x, plain),
-                    arrowprops={
-                        "arrowstyle": "->",
-                        "color": look["color"],
-                        "lw": 1.8,
-                        "shrinkA": 0,
-                        "shrinkB": 0,
-                    },
-                )
-                axis.plot(x, plain, look["marker"], color=look["color"], ms=5,
-                          label=look["label"] if budget == budgets[0] else None)  # fmt: skip
-        axis.set_title(measures[measure], fontsize=10)
+                x, (before, after) = place + shift, means.loc[measure, budget, group]
+                arrow["color"] = look["color"]
+                axis.annotate("", (x, after), (x, before), arrowprops=arrow)
+                axis.plot(x, before, ls="", ms=5, **look)
+        axis.set_title(title, fontsize=10)
         axis.set_ylim(0, 1.1 * means.loc[measure].max(axis=None))
     _legend(figure, axes[0])
     return figure
@@ -277,29 +246,20 @@ def tradeoff(table: pd.DataFrame, note: str = "", joined: bool = False) -> Figur
     own = table.assign(method=table["remedy"])
     budgets = sorted(set(own["budget"]) - {1.0}, reverse=True)
     figure, (axes,) = _figure(len(budgets), note, height=4.2)
-    keys = ["method", "budget"]
     mean = groups.by_group(own).query("measure == 'accuracy' and group == @groups.ALL")
     worst = groups.disparity(own).query("measure == 'worst_accuracy'")
-    both = mean.merge(worst, on=keys, suffixes=("", "_worst"))
     palette = sns.color_palette("colorblind", own["method"].nunique())
     for axis, budget in zip(axes, budgets, strict=True):
-        here = both[both["budget"] == budget].reset_index(drop=True)
-        x, y = here["value"], here["value_worst"]
-        front = here.index if joined else pareto(x.to_numpy(), y.to_numpy())
-        axis.plot(x[front], y[front], "-", color="0.6", lw=1, zorder=1)
-        for i, row in here.iterrows():
-            low = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
-            high = [
-                [row["value_worst"] - row["low_worst"]],
-                [row["high_worst"] - row["value_worst"]],
-            ]
-            axis.errorbar(
-                row["value"], row["value_worst"], np.clip(high, 0, None), np.clip(low, 0, None),
-                fmt=MARKERS[i % len(MARKERS)], color=palette[i], elinewidth=0.6, ms=7,
-                label=named(row["method"]),
-            )  # fmt: skip
+        x, y = (part[part["budget"] == budget].set_index("method") for part in (mean, worst))
+        points = np.stack([x["value"], y["value"]], 1)
+        front = points if joined else points[pareto(*points.T)]
+        axis.plot(*front.T, "-", color="0.6", lw=1, zorder=1)
+        for i, cure in enumerate(x.index):
+            errors = _errors(y.loc[[cure]]), _errors(x.loc[[cure]])
+            axis.errorbar(*points[i], *errors, fmt=MARKERS[i % len(MARKERS)], color=palette[i],
+                          elinewidth=0.6, ms=7, label=named(cure))  # fmt: skip
         axis.set(xlabel="accuracy on everyone (%)", ylabel="accuracy of the worst group (%)")
-        axis.set_title(f"{percent(budget)} of the ReLUs", fontsize=10)
+        axis.set_title(kept(budget), fontsize=10)
     _legend(figure, axes[0], columns=4)
     return figure
 
@@ -327,24 +287,30 @@ def gains(table: pd.DataFrame, note: str = "") -> Figure:
     budgets = sorted(set(own["budget"]) - {1.0}, reverse=True)
     worst = groups.disparity(own).query("measure == 'worst_gain'")
     every = groups.by_group(own).query("measure == 'gain' and group == @groups.ALL")
-    panels = {"worst group": worst, "everyone": every}
     order = worst[worst["budget"] == budgets[-1]].sort_values("value")["method"].tolist()
-    figure, grid = _figure(len(budgets), note, height=0.9 + 0.32 * len(order))
-    palette = sns.color_palette("colorblind", 2)
-    for axis, budget in zip(grid[0], budgets, strict=True):
-        for i, (name, rows) in enumerate(panels.items()):
-            line = rows[rows["budget"] == budget].set_index("method").loc[order]
-            y = np.arange(len(order)) + 0.15 - 0.3 * i
-            axis.errorbar(line["value"], y, xerr=_errors(line), fmt=MARKERS[i], color=palette[i],
-                          capsize=2, label=name)  # fmt: skip
-        axis.axvline(0, color="0.2", lw=0.8)
-        axis.set_yticks(range(len(order)), [named(cure) for cure in order])
+    figure, (axes,) = _figure(len(budgets), note, height=0.9 + 0.32 * len(order))
+    for axis, budget in zip(axes, budgets, strict=True):
+        parts = {"worst group": worst, "everyone": every}
+        rows = {name: p[p["budget"] == budget].set_index("method") for name, p in parts.items()}
+        _rows(axis, rows, dict(zip(order, map(named, order), strict=True)), axis is axes[0])
         axis.set(xlabel="gain over no remedy (points)")
-        axis.set_title(f"{percent(budget)} of the ReLUs", fontsize=10)
-    for axis in grid[0, 1:]:
-        axis.tick_params(labelleft=False)
-    _legend(figure, grid[0, 0])
+        axis.set_title(kept(budget), fontsize=10)
+    _legend(figure, axes[0])
     return figure
+
+
+def _rows(
+    axis: Axes, parts: dict[str, pd.DataFrame], names: dict[str, str], first: bool = True
+) -> None:
+    """A row a name, from below, a marker with its interval a part; names only in the first panel."""
+    palette = sns.color_palette("colorblind", len(parts))
+    looks = zip(parts.items(), _dodge(len(parts), -0.3), palette, MARKERS, strict=False)
+    for (label, rows), shift, color, marker in looks:
+        own, y = rows.reindex(list(names)), np.arange(len(names)) + shift
+        axis.errorbar(own["value"], y, xerr=_errors(own), fmt=marker, color=color, capsize=2, ms=5,
+                      label=label)  # fmt: skip
+    axis.axvline(0, color="0.2", lw=0.8)
+    axis.set_yticks(range(len(names)), names.values() if first else [""] * len(names))
 
 
 def beside(table: pd.DataFrame, note: str = "") -> Figure:
@@ -355,20 +321,17 @@ def beside(table: pd.DataFrame, note: str = "") -> Figure:
         note: to stand below.
     """
     budgets = sorted(table["budget"].unique(), reverse=True)
-    order = list(dict.fromkeys(table["group"]))
+    order = list(dict.fromkeys(table["group"]))[::-1]
     figure, (axes,) = _figure(len(budgets), note, height=1.2 + 0.3 * len(order))
     for axis, budget in zip(axes, budgets, strict=True):
-        rows = table[table["budget"] == budget].set_index("group").reindex(order)
-        y = np.arange(len(order))[::-1]
-        ends = rows.rename(columns={"difference": "value"})
-        axis.barh(y, 2 * rows["spread"].fillna(0), 0.6, -rows["spread"].fillna(0), color="0.88",
+        rows = table[table["budget"] == budget].set_index("group")
+        rows = rows.rename(columns={"difference": "value"})
+        spread = rows["spread"].reindex(order).fillna(0)
+        axis.barh(range(len(order)), 2 * spread, 0.6, -spread, color="0.88",
                   label="± SD over published seeds")  # fmt: skip
-        axis.errorbar(rows["difference"], y, xerr=_errors(ends), fmt="o", capsize=2,
-                      color=sns.color_palette("colorblind")[0], label="rerun − published")  # fmt: skip
-        axis.axvline(0, color="0.2", lw=0.8)
-        axis.set_yticks(y, order if axis is axes[0] else [""] * len(order))
+        _rows(axis, {"rerun − published": rows}, {g: g for g in order}, axis is axes[0])
         axis.set(xlabel="difference (points)")
-        axis.set_title(f"{percent(budget)} of the ReLUs", fontsize=10)
+        axis.set_title(kept(budget), fontsize=10)
     _legend(figure, axes[0])
     return figure
 
@@ -390,7 +353,7 @@ def boundaries(toy: theory.Toy, budgets: Sequence[float], note: str = "") -> Fig
     side = np.linspace(-1, 1, 301)
     grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
     blue, _, _, red = sns.color_palette("colorblind", 4)
-    for axis, kept in zip(axes, budgets, strict=True):
+    for axis, budget in zip(axes, budgets, strict=True):
         above = toy.labels == 1
         for chosen, color, marker, name in (
             (~above, blue, ".", theory.CLASSES[0]),
@@ -400,12 +363,12 @@ def boundaries(toy: theory.Toy, budgets: Sequence[float], note: str = "") -> Fig
             axis.scatter(
                 *toy.points[chosen].T, s=9, color=color, marker=marker, lw=0.8, label=label
             )
-        score = toy.score(kept, grid).reshape(301, 301)
+        score = toy.score(budget, grid).reshape(301, 301)
         axis.contour(side, side, score, [0], colors="black", linewidths=2)
         axis.plot(side, theory.curve(side), "k:", lw=1.5, label="true boundary")
         axis.plot([], [], "k-", lw=2, label="learned boundary")
         axis.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
-        axis.set_title("all ReLUs" if kept == 1 else f"{percent(kept)} of the ReLUs", fontsize=10)
+        axis.set_title(kept(budget), fontsize=10)
         axis.grid(visible=False)
     _legend(figure, axes[0], columns=4)
     return figure
@@ -498,10 +461,7 @@ def remainders(paths: pd.DataFrame, note: str = "") -> Figure:
         axis.loglog(path["t"], path["t"] ** 3, "k:", lw=1.5, label="t³")
         axis.set(title=activation, xlabel="share t of the step", ylabel="remainder")
     axes[1].sharey(axes[0])
-    handles = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(
-        handles.values(), handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8
-    )
+    _legend(figure, axes[0], columns=3)
     return figure
 
 
@@ -511,19 +471,20 @@ def account(shares: pd.DataFrame, note: str = "") -> Figure:
     sums = shares.groupby(["seed", "group"], as_index=False)["value"].sum()
     named = shares.assign(entry=shares["part"] + "\n" + shares["layer"])
     table = pd.concat([named, sums.assign(entry="sum:\nexcess loss")])
-    places = {entry: i for i, entry in enumerate(table["entry"].unique())}
+    table["class"] = table["group"].map(dict(enumerate(theory.CLASSES)))
     blue, _, _, red = sns.color_palette("colorblind", 4)
-    for group, color in enumerate((blue, red)):
-        own = table[table["group"] == group]
-        mean = own.groupby("entry", sort=False)["value"].mean()
-        x = mean.index.map(places) + 0.4 * group - 0.2
-        bars = axis.bar(x, mean, 0.38, color=color, alpha=0.7, label=theory.CLASSES[group])
-        axis.bar_label(bars, [""] * (len(mean) - 1) + [f"{mean.iloc[-1]:.3f}"], padding=6)
-        axis.plot(own["entry"].map(places) + 0.4 * group - 0.2, own["value"], "k.", ms=4)
+    how = {"x": "entry", "y": "value", "hue": "class", "hue_order": theory.CLASSES, "ax": axis}
+    sns.barplot(
+        table, **how, palette=[blue, red], errorbar=None, alpha=0.7, saturation=1, width=0.76
+    )
+    for bars in axis.containers:
+        height = bars[-1].get_height()
+        axis.bar_label(bars, [""] * (len(bars) - 1) + [f"{height:.3f}"], padding=6)
+    sns.stripplot(table, **how, palette=["k", "k"], dodge=True, jitter=False, size=4, legend=False)
     axis.plot([], [], "k.", label="single seeds")
+    axis.get_legend().remove()
     axis.axhline(0, color="0.2", lw=0.8)
-    axis.set_xticks(list(places.values()), list(places))
-    axis.set_ylabel("share of the excess loss")
+    axis.set(xlabel="", ylabel="share of the excess loss")
     axis.margins(y=0.15)
     _legend(figure, axis, columns=3)
     return figure
@@ -545,12 +506,15 @@ WORDS = {
 
 
 def _seeds(
-    axis: Axes, x: pd.Series, y: pd.DataFrame, look: dict[str, Any], line: str = "-"
-) -> None:
-    """The mean of ``y`` (rows: places, columns: seeds) as a line, every seed as a faint point."""
-    for seed in y:
-        axis.plot(x, y[seed], look["marker"], color=look["color"], ms=3, alpha=0.4)
-    axis.plot(x, y.mean(axis=1), line, **look, lw=1.5, ms=6)
+    axis: Axes, rows: pd.DataFrame, by: str, looks: dict[str, dict[str, Any]],
+    places: dict[float, int],
+) -> None:  # fmt: skip
+    """By budget, the mean of each value of the column ``by`` as a line, seeds as faint points."""
+    for name, look in looks.items():
+        own = rows[rows[by] == name].pivot(index="budget", columns="seed", values="value")
+        x = own.index.map(places)
+        axis.plot(x, own, look["marker"], color=look["color"], ms=3, alpha=0.4)
+        axis.plot(x, own.mean(axis=1), "-", **look, lw=1.5, ms=6)
 
 
 def geometry_by_budget(
@@ -564,11 +528,7 @@ def geometry_by_budget(
     for axis, measure in zip(axes, measures, strict=True):
         rows = own[own["measure"] == measure]
         places = _by_budget(axis, rows["budget"])
-        for group, look in styles(tally, every).items():
-            values = rows[rows["group"] == group].pivot(
-                index="budget", columns="seed", values="value"
-            )
-            _seeds(axis, values.index.map(places), values, look)
+        _seeds(axis, rows, "group", styles(tally, every), places)
         axis.set(ylabel=WORDS[measure], yscale="log")
         _plain(axis.yaxis)
     _legend(figure, axes[0])
@@ -642,13 +602,7 @@ def weight_change(table: pd.DataFrame, note: str = "") -> Figure:
     """How far the weights are from the teacher's, by budget and method (Fig. 8, left)."""
     figure, (axes,) = _figure(1, note, height=3.4)
     rows = table[(table["measure"] == "change") & (table["budget"] < 1)]
-    places, names = _by_budget(axes[0], rows["budget"]), rows["method"].unique()
-    for i, (method, color) in enumerate(zip(names, sns.color_palette("colorblind"), strict=False)):
-        values = rows[rows["method"] == method].pivot(
-            index="budget", columns="seed", values="value"
-        )
-        look = {"color": color, "marker": MARKERS[i], "label": named(method)}
-        _seeds(axes[0], values.index.map(places), values, look)
+    _seeds(axes[0], rows, "method", _of_methods(rows), _by_budget(axes[0], rows["budget"]))
     axes[0].set(ylabel=WORDS["change"], ylim=(0, None))
     _legend(figure, axes[0], columns=4)
     return figure
@@ -710,26 +664,19 @@ def penalties(table: pd.DataFrame, note: str = "") -> Figure:
     } | {groups.ALL: f"everyone\n({sizes.train_n.sum():,} train, {sizes.n.sum():,} test)"}
     figure, (axes,) = _figure(len(titles), note, height=3.2)
     budgets = sorted(table["budget"].unique(), reverse=True)
-    looks = list(zip(budgets, sns.color_palette("colorblind"), MARKERS, strict=False))
-    for height, (weight, penalty) in enumerate(reversed(RUNGS)):
-        own = table[(table["distillation"] == weight) & (table["penalty"] == penalty)]
-        gained = groups.by_group(own).query("measure == 'gain'")
-        for i, (budget, color, marker) in enumerate(looks):
-            rows = gained[gained["budget"] == budget].set_index("group")
-            y = height + 0.6 * ((len(looks) - 1) / 2 - i) / len(looks)
-            label = f"{percent(budget)} of the ReLUs" if not height else None
-            for axis, group in zip(axes, titles, strict=True):
-                row = rows.loc[[group]]
-                axis.errorbar(row["value"], [y], xerr=_errors(row), fmt=marker, color=color,
-                              capsize=2, ms=5, label=label)  # fmt: skip
-    names = [f"{penalty}, distillation × {weight}" for weight, penalty in reversed(RUNGS)]
-    for axis, title in zip(axes, titles.values(), strict=True):
+    rungs = {f"{weight} {penalty}": f"{penalty}, distillation × {weight}"
+             for weight, penalty in reversed(RUNGS)}  # fmt: skip
+    own = table.assign(method=table["distillation"] + " " + table["penalty"])
+    gained = groups.by_group(own).query("measure == 'gain'")
+    for axis in axes[1:]:
         axis.sharex(axes[0])
-        axis.axvline(0, color="0.2", lw=0.8)
-        axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
+    for axis, (group, title) in zip(axes, titles.items(), strict=True):
+        rows = gained[gained["group"] == group].set_index("method")
+        parts = {kept(budget): rows[rows["budget"] == budget] for budget in budgets}
+        _rows(axis, parts, rungs, axis is axes[0])
         axis.set_xlabel("change (points)")
         axis.set_title(title, fontsize=9)
-    _legend(figure, axes[0], columns=len(looks))
+    _legend(figure, axes[0], columns=len(budgets))
     return figure
 
 
@@ -755,9 +702,7 @@ def leakage(table: pd.DataFrame, tally: pd.DataFrame, note: str = "") -> Figure:
             axis.bar_label(bars, sizes, fontsize=6, padding=2, rotation=90)
         axis.set_xticks(range(len(words)), words.values(), fontsize=8)
         axis.set(ylabel="accuracy (%)", ylim=(0, 130), yticks=range(0, 101, 20))
-        axis.set_title(
-            "all ReLUs" if budget == 1 else f"{percent(budget)} of the ReLUs", fontsize=10
-        )
+        axis.set_title(kept(budget), fontsize=10)
         axis.grid(axis="x", visible=False)
     _legend(figure, axes[0])
     return figure

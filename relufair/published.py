@@ -253,19 +253,13 @@ def _counted(run: Run, store: Store) -> pd.DataFrame:
 
 def listed(folder: Path | None = None) -> pd.DataFrame:
     """What is published, a row a study × method × remedy, with the key of one of its predictions."""
-    table = tally(folder)
-    rows = []
-    for (what, method, remedy, tier, _), own in table.groupby(
-        ["what", "method", "remedy", "tier", "study"], sort=False
-    ):
-        budgets = sorted(set(own["budget"]) - {1.0}, reverse=True)
-        seeds = ", ".join(map(str, sorted(own["seed"].unique())))
-        lowest = own[own["budget"] == own["budget"].min()].iloc[0]
-        about = {"study": what, "method": method, "remedy": remedy, "tier": tier, "seeds": seeds}
-        rows.append(
-            about | {"budgets": ", ".join(f"{b:g}" for b in budgets), "key": lowest["key"][:8]}
-        )
-    return pd.DataFrame(rows)
+    keys, table = ["what", "method", "remedy", "tier", "study"], tally(folder)
+    found = table.groupby(keys, sort=False).agg(
+        seeds=("seed", lambda seeds: ", ".join(map(str, sorted(set(seeds))))),
+        budgets=("budget", lambda b: ", ".join(f"{x:g}" for x in sorted({*b} - {1}, reverse=True))),
+        key=("budget", lambda b: table.loc[b.idxmin(), "key"][:8]),
+    )
+    return found.reset_index().drop(columns="study").rename(columns={"what": "study"})
 
 
 def origins(folder: Path | None = None) -> pd.DataFrame:

@@ -15,8 +15,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from relufair import groups, plots
-from relufair.plots import percent
 from relufair.store import Store, results_folder
+from relufair.words import interval, kept, n_seeds, named, number, percent, shown, turned
 
 
 def output_folder() -> Path | None:
@@ -54,10 +54,10 @@ def provenance(table: pd.DataFrame, marks: str = "bars: 95 % bootstrap") -> str:
     first = table.iloc[0]
     seeds = ", ".join(map(str, sorted(table["seed"].unique())))
     devices = ", ".join(table["device"].unique())
-    methods = ", ".join(map(plots.named, table["method"].unique()))
+    methods = ", ".join(map(named, table["method"].unique()))
     lines = [
         f"{first['tier']} tier · {first['what']} · {methods} · "
-        f"n = {_seeds(table['seed'].nunique())} ({seeds}) · {marks}",
+        f"n = {n_seeds(table['seed'].nunique())} ({seeds}) · {marks}",
         f"{devices} · {table['date'].max()}",
         plots.left_out(table),
         out_of_reach(table),
@@ -65,16 +65,12 @@ def provenance(table: pd.DataFrame, marks: str = "bars: 95 % bootstrap") -> str:
     return "\n".join(filter(None, lines))
 
 
-def _seeds(n: int) -> str:
-    return f"{n} seed" if n == 1 else f"{n} seeds"
-
-
 def out_of_reach(table: pd.DataFrame) -> str:
     """Which budgets a method could not meet though another could; empty if there is none."""
     budgets = sorted(table["budget"].unique(), reverse=True)
     there = set(zip(table["method"], table["budget"], strict=True))
     missing = [
-        f"{plots.named(method)} at {percent(budget)}"
+        f"{named(method)} at {percent(budget)}"
         for method in table["method"].unique()
         for budget in budgets
         if (method, budget) not in there
@@ -107,20 +103,13 @@ def verdict(table: pd.DataFrame, budget: float | None = None, method: str | None
     return (
         f"{answer} With {percent(budget)} of the ReLUs kept, *{small}* {_lost(drops.loc[small])} % of "
         f"its accuracy and *{large}* {_lost(drops.loc[large])} %. The relative drops differ "
-        f"by {_with_interval(excess)} points (95 % intervals, {_seeds(excess['seeds'])})."
+        f"by {interval(excess)} points (95 % intervals, {n_seeds(excess['seeds'])})."
     )
 
 
 def _lost(drop: pd.Series) -> str:
     """A drop with its interval, as a loss or, turned, as a gain."""
-    return f"loses {_with_interval(drop)}" if drop["value"] >= 0 else f"gains {_turned(drop)}"
-
-
-def _turned(row: pd.Series) -> str:
-    """The value and its interval with the other sign."""
-    return _with_interval(
-        pd.Series({"value": -row["value"], "low": -row["high"], "high": -row["low"]})
-    )
+    return f"loses {interval(drop)}" if drop["value"] >= 0 else f"gains {interval(turned(drop))}"
 
 
 def helped(table: pd.DataFrame) -> str:
@@ -147,9 +136,8 @@ def helped(table: pd.DataFrame) -> str:
         said.append(f"everyone {_moved(here.loc[groups.ALL])}")
         wider = _moved(gap.loc["gap_growth"], "grows", "shrinks", " by")
         said.append(f"the gap between best and worst group {wider}")
-        seeds = _seeds(own.loc[own["method"] == method, "seed"].nunique())
-        lines.append(f"- {plots.named(method)}, {percent(budget)} of the ReLUs: "
-                     + "; ".join(said) + f" ({seeds}).")  # fmt: skip
+        n = n_seeds(own.loc[own["method"] == method, "seed"].nunique())
+        lines.append(f"- {named(method)}, {kept(budget)}: {'; '.join(said)} ({n}).")
     return "\n".join(lines)
 
 
@@ -168,13 +156,15 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
         "growth of the gap": spread[spread["measure"] == "gap_growth"],
     }
     keys = ["method", "budget"]
-    found = {
-        name: part.set_index(keys).apply(_with_interval, axis=1) for name, part in parts.items()
-    }
-    wide = pd.DataFrame(found).reindex(own.set_index(keys).index.unique()).reset_index()
-    wide["budget"], wide["method"] = wide["budget"].map(percent), wide["method"].map(plots.named)
-    wide = wide.rename(columns={"method": "method, remedy", "budget": "ReLUs kept"})
-    return wide.set_index(["method, remedy", "ReLUs kept"])
+    wide = _cells(parts).reindex(own.set_index(keys).index.unique()).reset_index()
+    return shown(wide, *keys, method="method, remedy")
+
+
+def _cells(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """A column a part, a row a method × budget, each cell with its interval."""
+    return pd.DataFrame(
+        {k: p.set_index(["method", "budget"]).apply(interval, axis=1) for k, p in parts.items()}
+    )
 
 
 def choice(table: pd.DataFrame) -> str:
@@ -190,8 +180,7 @@ def choice(table: pd.DataFrame) -> str:
 
     def listed(chosen: pd.DataFrame) -> str:
         return "".join(
-            f"\n- {plots.named(name)}: worst group {_with_interval(row)}, everyone "
-            f"{_with_interval(every.loc[name])}"
+            f"\n- {named(name)}: worst group {interval(row)}, everyone {interval(every.loc[name])}"
             for name, row in chosen.iterrows()
         )
 
@@ -201,95 +190,69 @@ def choice(table: pd.DataFrame) -> str:
         "Seen to do neither": worst[(worst["low"] <= 0) & (worst["high"] >= 0)],
     }
     said = [f"{words}:\n{listed(rows)}" for words, rows in parts.items() if len(rows)]
-    return "\n\n".join([*said, f"({_seeds(own['seed'].nunique())}, 95 % intervals.)"])
+    return "\n\n".join([*said, f"({n_seeds(own['seed'].nunique())}, 95 % intervals.)"])
 
 
 def ranks(table: pd.DataFrame) -> pd.DataFrame:
     """For people: :func:`relufair.groups.signed_ranks`."""
     own = groups.signed_ranks(table).query("budget < 1")
     few = f"none below {groups.ENOUGH} seeds"
-    own["p"] = [few if s < groups.ENOUGH else f"{p:.3f}" for s, p in zip(own["seeds"], own["p"],
-                strict=True)]  # fmt: skip
-    own["gain"] = own["gain"].map(lambda gain: f"{round(gain, 1) + 0.0:.1f}".replace("-", "−"))
-    own[["method", "budget"]] = pd.DataFrame(
-        {"method": own["method"].map(plots.named), "budget": own["budget"].map(percent)}
+    own["p"] = (
+        own["p"].map("{:.3f}".format).replace("nan", "—").mask(own["seeds"] < groups.ENOUGH, few)
     )
-    names = {"budget": "ReLUs kept", "gain": "gain (points)", "better": "seeds that gain",
-             "p": "signed-rank test, p"}  # fmt: skip
-    return own.rename(columns=names).set_index(["method", "ReLUs kept", "group"])
+    own["gain"] = own["gain"].map(number)
+    names = {"gain": "gain (points)", "better": "seeds that gain", "p": "signed-rank test, p"}
+    return shown(own, "method", "budget", "group", **names)
 
 
 def tuning(table: pd.DataFrame) -> pd.DataFrame:
     """For people: the grid of :class:`relufair.mitigation.Comparison`; a mark is the chosen."""
-
-    def said(accuracy: float) -> str:
-        return "no tuning seed" if np.isnan(accuracy) else f"{accuracy:.1f}"
-
-    own = table.assign(
-        remedy=table["remedy"].map(plots.named),
-        strength=table["strength"].map("{:g}".format),
-        worst=table["worst"].map(said),
-        accuracy=table["accuracy"].map(said),
-        chosen=table["chosen"].map({True: "✓", False: ""}),
-    )
+    own = table.replace({"chosen": {True: "✓", False: ""}})
+    own["strength"] = own["strength"].map("{:g}".format)
+    for name in ("worst", "accuracy"):
+        own[name] = own[name].map("{:.1f}".format).mask(table[name].isna(), "no tuning seed")
     names = {"worst": "worst group (%)", "accuracy": "everyone (%)"}
-    return own.rename(columns=names).set_index(["remedy", "strength"])
+    return shown(own, "remedy", "strength", **names)
 
 
 def costs(table: pd.DataFrame) -> pd.DataFrame:
     """For people: the times of :class:`relufair.mitigation.Comparison`."""
-    return (
-        table.set_axis(table.index.map(plots.named)).round(2).rename(columns={"epoch": "× plain"})
-    )
+    return table.rename(index=named, columns={"epoch": "× plain"}).round(2)
 
 
 def lagging(table: pd.DataFrame) -> pd.DataFrame:
     """For people: the two losses of :class:`relufair.mitigation.Ablation`, averaged over seeds."""
     keys = ["method", "remedy", "budget", "group"]
     own = table.groupby(keys, sort=False)[["own", "whole"]].mean().round(3).reset_index()
-    own["remedy"], own["budget"] = own["remedy"].map(plots.named), own["budget"].map(percent)
-    own["method"] = own["method"].map(plots.named)
-    names = {"own": "loss in the epoch's own batches", "whole": "loss in a pass after it",
-             "budget": "ReLUs kept"}  # fmt: skip
-    return own.rename(columns=names).set_index(["method", "remedy", "ReLUs kept", "group"])
+    names = {"own": "loss in the epoch's own batches", "whole": "loss in a pass after it"}
+    return shown(own, *keys, **names)
 
 
 def _moved(change: pd.Series, up: str = "gains", down: str = "loses", by: str = "") -> str:
     """A change in points with its interval (columns value, low, high), and what it amounts to."""
     if change["low"] > 0:
-        return f"**{up}**{by} {_with_interval(change)} points"
+        return f"**{up}**{by} {interval(change)} points"
     if change["high"] < 0:
-        return f"**{down}**{by} {_turned(change)} points"
-    return f"neither clearly {up} nor {down}: {_with_interval(change)} points"
-
-
-def _with_interval(row: pd.Series, digits: int = 1) -> str:
-    value, low, high = (round(row[name], digits) + 0.0 for name in ("value", "low", "high"))
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
+        return f"**{down}**{by} {interval(turned(change))} points"
+    return f"neither clearly {up} nor {down}: {interval(change)} points"
 
 
 def pretty(table: pd.DataFrame) -> pd.DataFrame:
     """The tally for people: a row a budget and group, each measure with its 95 % interval."""
-    summary = groups.by_group(table)
-    cells = summary.assign(text=summary.apply(_with_interval, axis=1))
+    keys, cells = ["method", "budget", "group"], groups.by_group(table)
     few = cells["n"] < groups.FEWEST
-    cells["text"] = cells["text"].mask(few, f"fewer than {groups.FEWEST} images")
-    keys = ["method", "budget", "group"]
+    cells["text"] = cells.apply(interval, axis=1).mask(few, f"fewer than {groups.FEWEST} images")
     wide = cells.pivot_table(["text", "n"], keys, "measure", "first", sort=False)
-    wide = wide["text"].assign(n=wide["n"]["accuracy"]).reset_index()
-    order = [*groups.sizes(table).index, groups.ALL]
-    wide["place"] = wide["group"].map(order.index)
-    wide["turn"] = wide["method"].map(list(table["method"].unique()).index)
-    wide = wide.sort_values(["turn", "budget", "place"], ascending=[True, False, True])
-    wide["method"] = wide["method"].map(plots.named)
-    wide["budget"] = wide["budget"].map(percent)
+    wide = wide["text"].assign(n=wide["n"]["accuracy"])
+    budgets = sorted(table["budget"].unique(), reverse=True)
+    order = [table["method"].unique(), budgets, [*groups.sizes(table).index, groups.ALL]]
+    places = pd.MultiIndex.from_product(order, names=keys)
     names = {
-        "method": "method", "budget": "ReLUs kept", "group": "group", "n": "test images",
-        "accuracy": "accuracy (%)", "drop_points": "drop (points)",
+        "n": "test images", "accuracy": "accuracy (%)", "drop_points": "drop (points)",
         "relative_drop": "relative drop (%)",
     }  # fmt: skip
-    wide = wide[list(names)].rename(columns=names).rename_axis(columns=None)
-    return wide.set_index(["method", "ReLUs kept", "group"])
+    own = wide.loc[places[places.isin(wide.index)], list(names)]
+    return shown(own.reset_index().rename_axis(columns=None), *keys, **names)
 
 
 # DeepReDuce's criticality --------------------------------------------------------------------------
@@ -315,16 +278,13 @@ def criticality(table: pd.DataFrame) -> pd.DataFrame:
     linear = _range(100 * table.groupby("seed")["linear"].first())
     shown.loc["none"] = [0, linear, "", "", ""]
     return shown.rename_axis(
-        index="ReLUs of stage", columns=f"n = {_seeds(table['seed'].nunique())}"
+        index="ReLUs of stage", columns=f"n = {n_seeds(table['seed'].nunique())}"
     )
 
 
 def _range(values: pd.Series, digits: int = 1) -> str:
     """Mean, lowest and highest; a dash where there is none."""
-    if values.isna().all():
-        return "—"
-    ends = {"value": values.mean(), "low": values.min(), "high": values.max()}
-    return _with_interval(pd.Series(ends), digits)
+    return interval({"value": values.mean(), "low": values.min(), "high": values.max()}, digits)
 
 
 def _at(budgets: Sequence[float]) -> str:
@@ -341,11 +301,11 @@ def least_critical(table: pd.DataFrame) -> str:
         agree = (known.idxmin(axis=1) == first).sum()
         said += [
             f"By its mean criticality stage {first} would be culled first, and it has the lowest in "
-            f"{agree} of {_seeds(len(known))}."
+            f"{agree} of {n_seeds(len(known))}."
         ]
     if silent := sorted(set(by_seed.index) - set(known.index)):
         said += [
-            f"In {len(silent)} of {_seeds(len(by_seed))} ({', '.join(map(str, silent))}) no stage's "
+            f"In {len(silent)} of {n_seeds(len(by_seed))} ({', '.join(map(str, silent))}) no stage's "
             "ReLUs bring anything over the linear network on the validation set: there criticality "
             "says nothing."
         ]
@@ -406,10 +366,11 @@ def thinned(table: pd.DataFrame) -> pd.DataFrame:
 
 def correlations(table: pd.DataFrame) -> pd.DataFrame:
     """For people: :func:`relufair.explain.correlations`, a column an outcome."""
+    outcomes = {"accuracy": "with accuracy", "relative_drop": "with relative drop"}
     cells = table.assign(
-        text=table.apply(lambda r: _with_interval(r, 2), axis=1),
+        text=table.apply(lambda r: interval(r, 2), axis=1),
         measure=table["measure"].map(plots.WORDS),
-        outcome=table["outcome"].map({"accuracy": "with accuracy", "relative_drop": "with drop"}),
+        outcome=table["outcome"].map(outcomes),
     )
     about = f"n = {table['groups'].iloc[0]} groups, {table['seeds'].iloc[0]} seeds"
     wide = cells.pivot_table("text", "measure", "outcome", "first", sort=False)
@@ -424,11 +385,10 @@ def bounds(table: pd.DataFrame) -> pd.DataFrame:
         _three_digits(bound / excess) if excess > 0 else "no loss"
         for bound, excess in zip(own["bound"], own["excess loss"], strict=True)
     ]
-    own["budget"] = own["budget"].map(percent)
     own["holds"] = own["holds"].map(lambda share: f"{share:.0%} of seeds")
     numbers = ["excess loss", "gradient term", "curvature term", "bound"]
     own[numbers] = own[numbers].map(_three_digits)
-    return own.rename(columns={"budget": "ReLUs kept"}).set_index(["ReLUs kept", "group"])
+    return shown(own, "budget", "group")
 
 
 def account(table: pd.DataFrame) -> pd.DataFrame:
@@ -490,25 +450,21 @@ def penalties(table: pd.DataFrame) -> pd.DataFrame:
     Args:
         table: of ``Audit.penalties``, one method.
     """
-    keys, (_, small) = ["budget", "distillation", "penalty"], groups.extremes(table)
+    _, small = groups.extremes(table)
     # Bases differ; without them the same networks get the same intervals.
     alone = table.assign(base=table["correct"], both=table["correct"])
-    alone = alone.sort_values("budget", ascending=False, kind="stable")
-    rows = []
-    for key, own in alone.groupby(keys, sort=False):
-        accuracy = groups.by_group(own).query("measure == 'accuracy'").set_index("group")
-        worst = groups.disparity(own).query("measure == 'worst_accuracy'").iloc[0]
-        cells = {
-            "worst group": worst, f"smallest group ({small})": accuracy.loc[small],
-            "everyone": accuracy.loc[groups.ALL],
-        }  # fmt: skip
-        texts = {name: _with_interval(row) for name, row in cells.items()}
-        rows.append(dict(zip(keys, key, strict=True)) | texts)
-    found = pd.DataFrame(rows).set_index(keys).rename(index=percent, level="budget")
+    alone = alone.assign(method=table["distillation"] + " " + table["penalty"])
+    accuracy = groups.by_group(alone).query("measure == 'accuracy'")
+    parts = {
+        "worst group": groups.disparity(alone).query("measure == 'worst_accuracy'"),
+        f"smallest group ({small})": accuracy[accuracy["group"] == small],
+        "everyone": accuracy[accuracy["group"] == groups.ALL],
+    }
+    wide = _cells(parts).sort_index(level="budget", ascending=False, sort_remaining=False)
     names = ["ReLUs kept", "distillation ×", "penalty"]
-    return found.rename_axis(
-        index=names, columns=f"accuracy (%), {_seeds(table['seed'].nunique())}"
-    )
+    keys = [(percent(budget), *how.split()) for how, budget in wide.index]
+    columns = wide.columns.rename(f"accuracy (%), {n_seeds(table['seed'].nunique())}")
+    return wide.set_axis(pd.MultiIndex.from_tuples(keys, names=names)).set_axis(columns, axis=1)
 
 
 def penalties_said(table: pd.DataFrame, twins: pd.DataFrame) -> str:
@@ -525,17 +481,17 @@ def penalties_said(table: pd.DataFrame, twins: pd.DataFrame) -> str:
         "with the detached penalty are, bit for bit, those trained without it.** With the live one "
         f"it is {counts.loc['live', 'sum']} of {counts.loc['live', 'size']}.",
         f"With {percent(budget)} of the ReLUs, against no penalty and the whole distillation "
-        f"(95 % intervals, {_seeds(table['seed'].nunique())}):",
+        f"(95 % intervals, {n_seeds(table['seed'].nunique())}):",
     ]
-    named = {
+    words = {
         ("1/C", "detached"): "as released, detached and with the distillation over C",
         ("1", "live"): "live, with the whole distillation",
         ("1/C", "live"): "live, with the distillation over C",
     }
-    for (weight, penalty), name in named.items():
+    for (weight, penalty), name in words.items():
         own = table[(table["distillation"] == weight) & (table["penalty"] == penalty)]
         gains = groups.by_group(own[own["budget"] == budget]).query("measure == 'gain'")
-        change = gains.set_index("group").apply(_with_interval, axis=1)
+        change = gains.set_index("group").apply(interval, axis=1)
         lines.append(
             f"- {name}: {change[small]} points for *{small}*, {change[groups.ALL]} for everyone"
         )
@@ -554,7 +510,7 @@ def selections(table: pd.DataFrame) -> pd.DataFrame:
     epochs = own.drop_duplicates([*keys, "seed"]).groupby(keys, sort=False)["epoch"]
     wide.insert(0, "epochs", epochs.agg(lambda e: ", ".join(map(str, e))))
     rules = {"last": "last epoch", "validation": "best on validation", "test": "best on test"}
-    for level, words in (("method", plots.named), ("budget", percent), ("rule", rules)):
+    for level, words in (("method", named), ("budget", percent), ("rule", rules)):
         wide = wide.rename(index=words, level=level)
     return wide.rename_axis(index=["method", "ReLUs kept", "chosen"], columns="accuracy (%)")
 
@@ -566,18 +522,18 @@ def selections_said(table: pd.DataFrame) -> str:
     networks = len(own.drop_duplicates(["method", "seed", "budget"]))
 
     def listed(rule: str) -> str:
-        each = [f"{_points(gains.loc[g, rule])} for *{g}*" for g in gains.index if g != groups.ALL]
-        return ", ".join([*each, f"{_points(gains.loc[groups.ALL, rule])} for everyone"])
+        each = [
+            f"{number(gains.loc[g, rule], sign='+')} for *{g}*"
+            for g in gains.index
+            if g != groups.ALL
+        ]
+        return ", ".join([*each, f"{number(gains.loc[groups.ALL, rule], sign='+')} for everyone"])
 
     return (
         f"Over {networks} networks, the epoch chosen on **test** stands above the last one by, on "
         f"average and in points, {listed('test')}. The epoch chosen on **validation**: "
         f"{listed('validation')}."
     )
-
-
-def _points(value: float) -> str:
-    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def leakage_said(table: pd.DataFrame) -> str:
@@ -598,9 +554,10 @@ def leakage_said(table: pd.DataFrame) -> str:
         own = pd.concat([own, own.sum().to_frame("everyone").T])
         accuracy = 100 * own["correct"] / own["n"]
         flattery = accuracy["other"] - accuracy["own"]
-        each = ", ".join(f"{_points(points)} for *{group}*" for group, points in flattery.items())
-        name = "all ReLUs" if budget == 1 else f"{percent(budget)} of the ReLUs"
-        said += f"\n\nWith {name}, that test set moves the accuracy by, in points, {each}."
+        each = ", ".join(
+            f"{number(points, sign='+')} for *{group}*" for group, points in flattery.items()
+        )
+        said += f"\n\nWith {kept(budget)}, that test set moves the accuracy by, in points, {each}."
     return said
 
 
@@ -619,24 +576,4 @@ def thinning_said(table: pd.DataFrame) -> str:
             f"smallest class has {apart['released']:.2g} times the largest's as released, "
             f"{apart['exact']:.2g} times exactly."
         )
-    return "\n".join(lines)
-
-
-def students_said(table: pd.DataFrame) -> str:
-    """DeepReDuce's students of a trained and of a random teacher, side by side: Markdown."""
-    reached = table[table["budget"] < 1]
-    if reached.empty:
-        return "None of these budgets is within DeepReDuce's reach."
-    large, small = groups.extremes(table)
-    accuracy = groups.by_group(reached).query("measure == 'accuracy'")
-    lines = []
-    for budget, own in accuracy.groupby("budget", sort=False):
-        rows = own.set_index(["group", "method"])
-        for group in (large, small, groups.ALL):
-            taught, untaught = (_with_interval(rows.loc[group, m]) for m in own["method"].unique())
-            name = "everyone" if group == groups.ALL else f"*{group}*"
-            lines.append(
-                f"- {percent(budget)} of the ReLUs, {name}: {taught} % with the trained teacher, "
-                f"{untaught} % with a random one"
-            )
     return "\n".join(lines)

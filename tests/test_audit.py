@@ -386,17 +386,6 @@ def test_the_random_teacher_is_neither_the_teacher_nor_the_student(audited, pipe
     assert len(methods.pipeline(flipped, store, None).taught.teacher) == 2
 
 
-def test_students_are_said_at_each_budget(audited):
-    table = audited[2]["students"]
-    said = report.students_said(table).splitlines()
-    assert len(said) == 3 and all("50 % of the ReLUs" in line for line in said)
-    row = table.query("budget < 1 and method == 'deepreduce_untaught' and group == @SMALL").iloc[0]
-    share = f"{100 * row['correct'] / row['n']:.1f} ["
-    assert f"*{SMALL}*" in said[1] and share in said[1].partition("teacher, ")[2]
-    only = report.students_said(table[table["budget"] == 1])
-    assert only == "None of these budgets is within DeepReDuce's reach."
-
-
 # What is said and drawn -----------------------------------------------------------------------------
 
 
@@ -421,7 +410,7 @@ def test_the_figures_show_what_the_tables_hold(audited, pipe):
     """Zero for the detached penalty; bars of leakage; the smallest class as a star."""
     _, study, tables = audited
     figure = plots.penalties(tables["penalties"])
-    points = [line.get_xdata()[0] for line in figure.axes[2].lines if line.get_marker() == "o"]
+    (points,) = (line.get_xdata() for line in figure.axes[2].lines if line.get_marker() == "o")
     assert len(points) == len(plots.RUNGS)
     assert points[-1] == 0 and points[0] == pytest.approx(
         -100 * _drop(tables["penalties"], "1/C", "live")

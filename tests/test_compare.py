@@ -111,12 +111,17 @@ def test_the_tally_of_a_run_is_found_among_its_tables(tmp_path):
     pd.testing.assert_frame_equal(compare.read(tmp_path), tally(50))
 
 
+def test_a_hyphen_in_a_name_stays_one():
+    table = compare.beside(tally(80), tally(40)).assign(group="African-American")
+    assert "African-American at 10 %" in compare.verdict(table)
+
+
 def test_the_figure_shows_the_differences():
     table = compare.beside(tally(60), tally(45))
     first, second = plots.beside(table).axes
-    assert [first.get_title(), second.get_title()] == ["100 % of the ReLUs", "10 % of the ReLUs"]
-    points = second.lines[0].get_xdata()
-    assert points == pytest.approx(table.query("budget == 0.1")["difference"])
+    assert [first.get_title(), second.get_title()] == ["all ReLUs", "10 % of the ReLUs"]
+    points = second.lines[0].get_xdata()  # from below
+    assert points == pytest.approx(table.query("budget == 0.1")["difference"].to_numpy()[::-1])
 
 
 def test_the_command(tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ def test_the_verdict_follows_the_interval(right, answer):
     assert "With 10 % of the ReLUs kept" in said and "2 seeds" in said
     loss = (80 - right) / 0.8 + 1e-9
     assert f"*small* {'loses' if loss > 0 else 'gains'} {abs(loss):.1f} [" in said
-    assert "*large* loses 0.0 [" in said and "−" not in said.split("The difference")[0]
+    assert "*large* loses 0.0 [" in said and "−" not in said.split("The relative drops")[0]
 
 
 def test_the_pretty_table_has_every_number_of_the_summary():
@@ -224,3 +224,12 @@ def test_what_to_use_is_said_by_what_was_seen():
     assert neither == "Seen to do neither:"
     assert swa.startswith("- SNL, SWA (0.5): worst group 0.0 [")
     assert seeds == "(2 seeds, 95 % intervals.)"
+
+
+def test_a_table_of_small_groups_alone_is_drawn_and_told():
+    """No group has enough test images for a curve, and one is never right: a dash, and no crash."""
+    table = tally().assign(n=20, correct=10, base=12, both=9)
+    (axis,) = plots.group_accuracy(table).axes
+    assert axis.get_ylabel() == "test accuracy (%)"
+    never = tally().assign(base=0, both=0)
+    assert (report.pretty(never)["relative drop (%)"] == "—").all()
