@@ -171,11 +171,12 @@ def run_notebook(
     """Check what was asked, run the notebook, and return the folder with what it leaves."""
     from relufair.sources import data_folder
     from relufair.store import project_root
-    from relufair.studies import STUDIES
 
     root = usage(project_root)
     short, path = find_notebook(root, notebook)
     parameters = read_parameters(root, path, tier, given)
+    from relufair.studies import STUDIES  # with torch: not for a name that is refused
+
     # What a chapter without published results shows takes seconds: it is computed.
     published = tier == PUBLISHED and bool(parameters)
     if published:
