@@ -105,7 +105,7 @@ def read_parameters(
     known, chosen = defaults(path), {}
     if tier:
         settings = root / "notebooks" / "params" / tier / f"{path.stem}.yaml"
-        chosen |= yaml.safe_load(settings.read_text()) or {}
+        chosen |= yaml.safe_load(usage(settings.read_text)) or {}
     for item in given:
         name, equals, text = item.partition("=")
         if not equals:
@@ -182,6 +182,8 @@ def run_notebook(
     if published:
         os.environ["RELUFAIR_PUBLISHED"] = "1"
     folder = usage(data_folder, data)
+    if short not in STUDIES:
+        raise click.UsageError(f"{path.name}: relufair.studies names no study of it")
     study = usage(STUDIES[short], **defaults(path) | parameters)
     usage(study.check_data, folder)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -189,6 +189,21 @@ def test_an_output_folder_that_is_a_file_is_refused(tmp_path, executed):
 
 
 @pytest.mark.parametrize(
+    ("tier", "said"), [("ci", "09_mine.ipynb: relufair.studies names"), ("paper", "09_mine.yaml")]
+)
+def test_a_notebook_that_lacks_something_is_refused(tmp_path, executed, monkeypatch, tier, said):
+    """Its study, or its parameters for the tier."""
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]})]
+    (tmp_path / "notebooks/params/ci").mkdir(parents=True)
+    (tmp_path / "notebooks/params/ci/09_mine.yaml").write_text("{}")
+    nbformat.write(notebook, tmp_path / "notebooks/09_mine.ipynb")
+    monkeypatch.setattr("relufair.store.project_root", lambda: tmp_path)
+    refused = run(tmp_path, "mine", "--tier", tier)
+    assert refused.exit_code == 2 and said in refused.stderr and not executed
+
+
+@pytest.mark.parametrize(
     ("notebook", "given", "expected"),
     [
         ("accuracy_drops", "seeds=[0,1]", [0, 1]),
