@@ -101,10 +101,17 @@ def verdict(table: pd.DataFrame, budget: float | None = None, method: str | None
     else:
         answer = "**These runs do not settle whether the smallest group falls further.**"
     return (
-        f"{answer} With {percent(budget)} of the ReLUs kept, *{small}* {_lost(drops.loc[small])} % of "
+        f"{answer} With {_network(table, budget)}, *{small}* {_lost(drops.loc[small])} % of "
         f"its accuracy and *{large}* {_lost(drops.loc[large])} %. The relative drops differ "
         f"by {interval(excess)} points (95 % intervals, {n_seeds(excess['seeds'])})."
     )
+
+
+def _network(table: pd.DataFrame, budget: float) -> str:
+    """Which network stands for a budget; the control keeps all ReLUs at any."""
+    if table["method"].iloc[0].startswith("all_kept"):
+        return f"all ReLUs kept and training as long as for {percent(budget)}"
+    return f"{kept(budget)} kept"
 
 
 def _lost(drop: pd.Series) -> str:
@@ -137,7 +144,8 @@ def helped(table: pd.DataFrame) -> str:
         wider = _moved(gap.loc["gap_growth"], "grows", "shrinks", " by")
         said.append(f"the gap between best and worst group {wider}")
         n = n_seeds(own.loc[own["method"] == method, "seed"].nunique())
-        lines.append(f"- {named(method)}, {kept(budget)}: {'; '.join(said)} ({n}).")
+        where = _network(own[own["method"] == method], budget)
+        lines.append(f"- {named(method)}, {where}: {'; '.join(said)} ({n}).")
     return "\n".join(lines)
 
 
@@ -331,12 +339,13 @@ def save_headline(path: Path) -> None:
     plots.drops(table, provenance(table)).savefig(path, dpi=160)
 
 
-def faces(target: str) -> pd.DataFrame:
-    """The published tally of SNL on UTKFace, predicting ``race`` or ``age``."""
+def faces(target: str, method: str = "snl") -> pd.DataFrame:
+    """The published tally of UTKFace, predicting ``race`` or ``age``; of SNL or of ``all_kept``."""
     from relufair import studies
 
-    lacking = {"race": {}, "age": {"budgets": [0.1, 0.02], "seeds": [0, 1]}}[target]
-    study = studies.published("accuracy_drops", target=target, methods=["snl"], **lacking)
+    there = {"race": {}, "age": {"budgets": [0.1, 0.02], "seeds": [0, 1]}}[target]
+    there |= {"budgets": [0.02]} if method == "all_kept" else {}
+    study = studies.published("accuracy_drops", target=target, methods=[method], **there)
     return study.run(store=Store(published=True))
 
 
