@@ -11,7 +11,7 @@ NAMES = {
     "snl": "SNL", "deepreduce": "DeepReDuce", "algorithm1": "Algorithm 1", "one_sided": "one-sided",
     "group_dro": "group DRO", "cvar": "CVaR", "jtt": "JTT", "swa": "SWA",
     "inverse_frequency": "inverse frequency", "class_balanced": "class-balanced",
-    "deepreduce_untaught": "DeepReDuce with a random teacher",
+    "deepreduce_untaught": "DeepReDuce with a random teacher", "all_kept": "control with all ReLUs",
 }  # fmt: skip
 
 

@@ -200,6 +200,7 @@ def test_pages_say_what_the_published_tables_say(page, targets):
     text = " ".join((project_root() / page).read_text().split())
     for name in targets:
         assert report.verdict(report.faces(name)) in text
+        assert report.verdict(report.faces(name, "all_kept")) in text
 
 
 def test_a_grid_that_was_not_run_says_so():
