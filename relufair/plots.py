@@ -87,8 +87,8 @@ def _figure(
 
 
 def _dodge(n: int, width: float) -> np.ndarray:
-    """Shifts (n,) of what stands side by side at one place, ``width`` apart."""
-    return (np.arange(n) - (n - 1) / 2) * width
+    """Shifts (n,) of what stands side by side at one place and shares this ``width``."""
+    return (np.arange(n) - (n - 1) / 2) * width / max(n, 1)
 
 
 def _lines(
@@ -96,7 +96,8 @@ def _lines(
     places: dict[float, int], **how: Any,
 ) -> None:  # fmt: skip
     """A line with intervals for each value of the column ``by``, by budget at its place."""
-    for shift, (name, look) in zip(_dodge(len(looks), 0.06), looks.items(), strict=True):
+    n = len(looks)
+    for shift, (name, look) in zip(_dodge(n, 0.06 * n), looks.items(), strict=True):
         own = rows[rows[by] == name].sort_values("budget", ascending=False)
         x = own["budget"].map(places) + shift
         axis.errorbar(x, own["value"], _errors(own), capsize=2, **look, **how)
@@ -125,7 +126,7 @@ def group_accuracy(table: pd.DataFrame, note: str = "", every: bool = False) -> 
     width = 0.8 / max(len(looks), 1)
     for method, (axis,) in zip(names, axes, strict=True):
         places, mine = _by_budget(axis, table["budget"]), summary[summary["method"] == method]
-        for shift, (group, look) in zip(_dodge(len(looks), width), looks.items(), strict=True):
+        for shift, (group, look) in zip(_dodge(len(looks), 0.8), looks.items(), strict=True):
             own = mine[mine["group"] == group]
             axis.bar(
                 own["budget"].map(places) + shift, own["value"], width, yerr=_errors(own), capsize=2,
@@ -190,8 +191,7 @@ def before_after(table: pd.DataFrame, tally: pd.DataFrame, note: str = "") -> Fi
     arrow = {"arrowstyle": "->", "lw": 1.8, "shrinkA": 0, "shrinkB": 0}
     for axis, (measure, title) in zip(axes, measures.items(), strict=True):
         places = _by_budget(axis, budgets)
-        shifts = _dodge(len(looks), 0.8 / len(looks)) if looks else []
-        for shift, (group, look) in zip(shifts, looks.items(), strict=True):
+        for shift, (group, look) in zip(_dodge(len(looks), 0.8), looks.items(), strict=True):
             for budget, place in places.items():
                 x, (before, after) = place + shift, means.loc[measure, budget, group]
                 arrow["color"] = look["color"]
@@ -304,7 +304,7 @@ def _rows(
 ) -> None:
     """A row a name, from below, a marker with its interval a part; names only in the first panel."""
     palette = sns.color_palette("colorblind", len(parts))
-    looks = zip(parts.items(), _dodge(len(parts), -0.3), palette, MARKERS, strict=False)
+    looks = zip(parts.items(), _dodge(len(parts), -0.6), palette, MARKERS, strict=False)
     for (label, rows), shift, color, marker in looks:
         own, y = rows.reindex(list(names)), np.arange(len(names)) + shift
         axis.errorbar(own["value"], y, xerr=_errors(own), fmt=marker, color=color, capsize=2, ms=5,
@@ -693,9 +693,9 @@ def leakage(table: pd.DataFrame, tally: pd.DataFrame, note: str = "") -> Figure:
     figure, (axes,) = _figure(len(budgets), note)
     sums = table.groupby(["budget", "group", "images"])[["n", "correct"]].sum()
     for axis, budget in zip(axes, budgets, strict=True):
-        for i, (group, look) in enumerate(looks.items()):
+        for shift, (group, look) in zip(_dodge(len(looks), 0.8), looks.items(), strict=True):
             own = sums.loc[budget, group].loc[list(words)]
-            x = np.arange(len(words)) + (i - (len(looks) - 1) / 2) * 0.8 / len(looks)
+            x = np.arange(len(words)) + shift
             height = 100 * own["correct"] / own["n"].where(own["n"] > 0)
             bars = axis.bar(x, height, 0.75 / len(looks), color=look["color"], label=look["label"])
             sizes = [f"n = {n:,}" for n in own["n"]]
