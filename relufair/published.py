@@ -29,7 +29,7 @@ import pandas as pd
 
 from relufair import config, methods
 from relufair.data import Choice
-from relufair.pipeline import Pipeline, Run
+from relufair.pipeline import Run
 from relufair.store import (
     Artifact,
     NotPublished,
@@ -61,9 +61,8 @@ def export(
         recorded: their names ``kind/key``, as ``RELUFAIR_RECORD`` collects them. Images are passed
             over.
         folder: of the published results; by default the project's.
-        facts: by name, facts that an artifact lacks, such as ``run`` (see :func:`runs_of`), ``note``,
-            or the ``sources`` and ``commit`` of an artifact made before these were recorded. What it
-            says of itself stays as it is.
+        facts: by name, facts to add, such as a ``note`` on what is odd. What an artifact says of itself
+            stays as it is.
 
     Returns:
         Which runs are not in the tally, and why.
@@ -79,18 +78,6 @@ def export(
     entries = [json.dumps(entry, sort_keys=True) for entry in manifest(folder)]
     (folder / "manifest.json").write_text("[\n" + ",\n".join(entries) + "\n]\n")
     return notes
-
-
-def runs_of(pipes: Iterable[Pipeline]) -> dict[str, dict[str, Any]]:
-    """The fact ``run`` of all predictions of ``pipes``, for :func:`export`.
-
-    For predictions made before it was recorded. Nothing is guessed: their keys follow from it.
-    """
-    return {
-        f"predictions/{pipe.key(units)}": {"run": pipe.about(units)}
-        for pipe in pipes
-        for units in (None, *pipe.reached)
-    }
 
 
 def _publish(about: dict[str, Any], artifact: Artifact, place: Path) -> None:

@@ -373,6 +373,21 @@ def thinned(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def signs(table: pd.DataFrame) -> pd.DataFrame:
+    """For people: each group's gradient and distance before and by each method; means over seeds.
+
+    Args:
+        table: the long table of :mod:`relufair.explain` with all ReLUs and with one budget.
+    """
+    own = table[(table["split"] == "train") & table["measure"].isin(["gradient", "refined"])]
+    own = own.assign(network=own["method"].map(named).mask(own["budget"] == 1, "teacher"))
+    own = own.assign(measure=own["measure"].map(plots.WORDS))
+    wide = own.pivot_table("value", "group", ["measure", "network"], sort=False)
+    sizes = own.groupby("group")["n"].max().sort_values(ascending=False)
+    about = f"means over {n_seeds(own['seed'].nunique())}"
+    return wide.loc[sizes.index].map(_three_digits).rename_axis(index=about, columns=[None, None])
+
+
 def correlations(table: pd.DataFrame) -> pd.DataFrame:
     """For people: :func:`relufair.explain.correlations`, a column an outcome."""
     outcomes = {"accuracy": "with accuracy", "relative_drop": "with relative drop"}

@@ -234,3 +234,20 @@ def test_a_table_of_small_groups_alone_is_drawn_and_told():
     assert axis.get_ylabel() == "test accuracy (%)"
     never = tally().assign(base=0, both=0)
     assert (report.pretty(never)["relative drop (%)"] == "—").all()
+
+
+def test_signs_stand_by_size_before_and_after_each_method():
+    rows = [
+        {"seed": seed, "method": method, "budget": budget, "group": group, "n": n, "split": "train",
+         "measure": "gradient", "value": value + seed}
+        for seed in (0, 1)
+        for method, after in (("snl", 3.0), ("all_kept", 7.0))
+        for budget, value in ((1.0, 1.0), (0.02, after))
+        for group, n in (("few", 10), ("many", 90))
+    ]  # fmt: skip
+    rows.append(rows[0] | {"measure": "refined", "value": 2.0, "group": "few"})
+    shown = report.signs(pd.DataFrame(rows))
+    assert list(shown.index) == ["many", "few"]
+    first = shown[plots.WORDS["gradient"]]
+    assert list(first) == ["teacher", "SNL", "control with all ReLUs"]
+    assert first.loc["few"].tolist() == ["1.5", "3.5", "7.5"]
