@@ -401,15 +401,21 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     return wide.rename_axis(index=None, columns=about)
 
 
-def bounds(table: pd.DataFrame) -> pd.DataFrame:
-    """For people: :func:`relufair.explain.bounds`, with the factor by which the bound exceeds."""
-    own = table.reset_index()
-    own = own.sort_values(["budget", "group"], ascending=[False, True], kind="stable")
+def bounds(table: pd.DataFrame, tally: pd.DataFrame) -> pd.DataFrame:
+    """For people: :func:`relufair.explain.bounds`, with the factor by which the bound exceeds.
+
+    Args:
+        table: of it.
+        tally: of the same runs; it has the order of the groups, by size.
+    """
+    order = groups.sizes(tally).index.get_indexer
+    own = table.reset_index().sort_values("group", key=order, kind="stable")
+    own = own.sort_values("budget", ascending=False, kind="stable")
     own["factor"] = [
         _three_digits(bound / excess) if excess > 0 else "no loss"
         for bound, excess in zip(own["bound"], own["excess loss"], strict=True)
     ]
-    own["holds"] = own["holds"].map(lambda share: f"{share:.0%} of seeds")
+    own["holds"] = own["holds"].map(lambda share: f"{percent(share)} of seeds")
     numbers = ["excess loss", "gradient term", "curvature term", "bound"]
     own[numbers] = own[numbers].map(_three_digits)
     return shown(own, "budget", "group")

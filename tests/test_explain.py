@@ -180,6 +180,7 @@ def test_the_bound_is_gradient_times_way_plus_half_the_curvature_times_its_squar
         (0, 1.0, "a", "loss", 0.1), (0, 1.0, "a", "gradient", 3.0), (0, 1.0, "a", "eigenvalue", 8.0),
         (0, 1.0, ALL, "change", 0.0), (0, 0.5, ALL, "change", 2.0), (0, 0.5, "a", "loss", 30.1),
         (0, 0.1, ALL, "change", 1.0), (0, 0.1, "a", "loss", 2.1),
+        *((0, b, "b", m, 1.0) for b in (1.0, 0.1) for m in ("loss", "gradient", "eigenvalue")),
     ])  # fmt: skip
     found = explain.bounds(table).loc[0.5].iloc[0]
     assert found.to_dict() == pytest.approx(
@@ -192,11 +193,11 @@ def test_the_bound_is_gradient_times_way_plus_half_the_curvature_times_its_squar
         }
     )
     assert explain.bounds(table).loc[(0.1, "a"), "holds"] == 1
-    shown = report.bounds(explain.bounds(table))
-    assert (
-        shown.loc[("10 %", "a"), "factor"] == "3.5"
-        and shown.loc[("50 %", "a"), "holds"] == "0% of seeds"
-    )
+    sizes = pd.DataFrame({"group": ["a", "b"], "train_n": [1, 2], "n": 10})
+    shown = report.bounds(explain.bounds(table), sizes)
+    assert list(shown.index) == [("50 %", "a"), ("10 %", "b"), ("10 %", "a")]  # by size
+    assert shown.loc[("10 %", "a"), "factor"] == "3.5"
+    assert shown.loc[("50 %", "a"), "holds"] == "0 % of seeds"
 
 
 def test_correlations_are_spearmans():
