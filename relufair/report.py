@@ -107,6 +107,29 @@ def verdict(table: pd.DataFrame, budget: float | None = None, method: str | None
     )
 
 
+def losers(table: pd.DataFrame) -> str:
+    """Which groups were seen to lose accuracy at the lowest budget, and which were not: Markdown.
+
+    Args:
+        table: a tally of one method.
+    """
+    change = groups.by_group(table[table["budget"] == table["budget"].min()])
+    drops = change[change["measure"] == "relative_drop"].set_index("group")
+    drops = drops.loc[[*groups.large_enough(table), groups.ALL]]
+    parts = {
+        "**Seen to lose**": drops["low"] > 0,
+        "**Seen to gain**": drops["high"] < 0,
+        "Seen to do neither": (drops["low"] <= 0) & (drops["high"] >= 0),
+    }
+    said = []
+    for opening, chosen in parts.items():
+        own = drops[chosen].rename(index={groups.ALL: "everyone"})
+        own = own.assign(**turned(own)) if "gain" in opening else own
+        each = ", ".join(f"*{group}* {interval(row)}" for group, row in own.iterrows())
+        said += [f"{opening}, in % of the group's accuracy: {each}."] if each else []
+    return " ".join([*said, f"(95 % intervals, {n_seeds(drops['seeds'].iloc[0])}.)"])
+
+
 def _network(table: pd.DataFrame, budget: float) -> str:
     """Which network stands for a budget; the control keeps all ReLUs at any."""
     if table["method"].iloc[0].startswith("all_kept"):
@@ -339,14 +362,17 @@ def save_headline(path: Path) -> None:
     plots.drops(table, provenance(table)).savefig(path, dpi=160)
 
 
-def faces(target: str, method: str = "snl") -> pd.DataFrame:
-    """The published tally of UTKFace, predicting ``race`` or ``age``; of SNL or of ``all_kept``."""
+def faces(target: str, method: str = "snl", base: str | None = None) -> pd.DataFrame:
+    """The published tally of UTKFace, predicting ``race`` or ``age``; of SNL or of ``all_kept``.
+
+    Where ``base`` is ``all_kept``, that of SNL at 2 % against it.
+    """
     from relufair import studies
 
     there = {"race": {}, "age": {"budgets": [0.1, 0.02], "seeds": [0, 1]}}[target]
-    there |= {"budgets": [0.02]} if method == "all_kept" else {}
+    there |= {"budgets": [0.02]} if "all_kept" in (method, base) else {}
     study = studies.published("accuracy_drops", target=target, methods=[method], **there)
-    return study.run(store=Store(published=True))
+    return study.run(store=Store(published=True), base=base)
 
 
 # The long table of :mod:`relufair.explain` ---------------------------------------------------------

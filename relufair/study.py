@@ -24,7 +24,7 @@ from relufair.data import Choice
 from relufair.linearize import deepreduce
 from relufair.pipeline import Finetuned, Pipeline, Run
 from relufair.sources import SOURCES, data_folder
-from relufair.store import NotPublished, Store, key_of, project_root
+from relufair.store import Artifact, NotPublished, Store, key_of, project_root
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,12 @@ class AccuracyDrops:
         ]
 
     def run(
-        self, folder: Path | None = None, store: Store | None = None, pool: Executor | None = None
+        self,
+        folder: Path | None = None,
+        store: Store | None = None,
+        pool: Executor | None = None,
+        *,
+        base: str | None = None,
     ) -> pd.DataFrame:
         """The tally of all runs (columns in :mod:`relufair.groups`), computing what is missing.
 
@@ -114,10 +119,12 @@ class AccuracyDrops:
             folder: the data folder; by default ``RELUFAIR_DATA``.
             store: by default the project's.
             pool: where the runs execute; by default here, or in ``workers`` processes.
+            base: the method whose network of the same seed and budget the drops are measured
+                against; by default the teacher is, for all budgets.
         """
         store, folder = store or Store(), data_folder(folder)
         self.check_data(folder, store)
-        return self.tallied(self.runs(), folder, store, pool)
+        return self.tallied(self.runs(), folder, store, pool, base=base)
 
     def tallied(
         self,
@@ -126,9 +133,13 @@ class AccuracyDrops:
         store: Store,
         pool: Executor | None = None,
         split: str = "test",
+        base: str | None = None,
     ) -> pd.DataFrame:
         """The tally of these ``runs`` on ``split``; the other arguments as those of :meth:`run`."""
-        tally = partial(measure, store=store, folder=folder, split=split)
+        if base is not None:  # of those that meet every budget
+            own = [m for m, pipe in methods.PIPELINES.items() if issubclass(pipe, Finetuned)]
+            config.one_of("base", base, own)
+        tally = partial(measure, store=store, folder=folder, split=split, base=base)
         tier = f"{self.schedule}, changed" if self.training else self.schedule
         tables = self._each(runs, tally, pool)
         return pd.concat(tables, ignore_index=True).assign(tier=tier, what=words(runs[0]))
@@ -288,10 +299,24 @@ def _attempt(function: Callable, run: Run | Pipeline) -> pd.DataFrame | NotPubli
         return missing
 
 
-def measure(run: Run, store: Store, folder: Path | None, split: str) -> pd.DataFrame:
+def measure(
+    run: Run, store: Store, folder: Path | None, split: str, base: str | None = None
+) -> pd.DataFrame:
     """The tally of one run, in any process."""
-    table = methods.pipeline(run, store, folder).measure(split)
+    pipe = methods.pipeline(run, store, folder)
+    table = (_against(pipe, base) if base else pipe).measure(split)
     return table.assign(study=identity(run))
+
+
+def _against(pipe: Pipeline, base: str) -> Pipeline:
+    """The same run, compared with the networks of the method ``base`` on the same images."""
+    other = methods.pipeline(replace(pipe.run, method=base), pipe.store, pipe.folder)
+
+    class Against(type(pipe)):
+        def bases(self, found: dict[int | None, Artifact]) -> dict[int | None, Artifact]:
+            return {units: other.predictions(units) for units in found}
+
+    return Against(pipe.run, pipe.store, pipe.folder)
 
 
 def criticality(run: Run, store: Store, folder: Path | None) -> pd.DataFrame:

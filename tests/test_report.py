@@ -54,6 +54,18 @@ def test_the_verdict_follows_the_interval(right, answer):
     assert "*large* loses 0.0 [" in said and "−" not in said.split("The relative drops")[0]
 
 
+@pytest.mark.parametrize(
+    ("right", "said"),
+    [(40, "**Seen to lose**, in % of the group's accuracy: *small* 50.0 ["),
+     (95, "**Seen to gain**, in % of the group's accuracy: *small* 18.7 ["),
+     (79, "Seen to do neither, in % of the group's accuracy: *large* 0.0 [0.0, 0.0], *small* 1.3 [")],
+)  # fmt: skip
+def test_who_is_seen_to_lose_follows_the_intervals(right, said):
+    told = report.losers(tally(right))
+    assert said in told and told.count("*small*") == 1
+    assert told.endswith("(95 % intervals, 2 seeds.)") and told.count("*large* 0.0") == 1
+
+
 def test_the_pretty_table_has_every_number_of_the_summary():
     """Largest group first, everyone last, all ReLUs first."""
     shown = report.pretty(tally())
@@ -201,6 +213,7 @@ def test_pages_say_what_the_published_tables_say(page, targets):
     for name in targets:
         assert report.verdict(report.faces(name)) in text
         assert report.verdict(report.faces(name, "all_kept")) in text
+        assert report.losers(report.faces(name, base="all_kept")) in text
 
 
 def test_a_grid_that_was_not_run_says_so():

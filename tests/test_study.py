@@ -341,6 +341,29 @@ def test_all_kept_trains_as_many_steps_as_the_search(all_methods):
         assert not np.array_equal(snapshot.arrays["fc.weight"], found.teacher().arrays["fc.weight"])
 
 
+def test_a_control_can_be_the_base(all_methods):
+    """Then an image counts as lost that the control's network of this budget and seed gets right."""
+    store, table = all_methods
+    plan, budgets = QUICK | {"student_epochs": 1}, [0.5, 0.1, 0.02]
+    study = make(methods=["snl"], budgets=budgets, training=plan)
+    found = study.run(store=store, base="all_kept").set_index("budget")
+    assert found["correct"].tolist() == table.loc["snl", "correct"].tolist()
+    assert found["base"].tolist() == table.loc["all_kept", "correct"].tolist()
+    (run,) = study.runs()
+    for units, budget in PIPELINES["snl"](run, store, None).units.items():
+        right = [
+            (images["prediction"] == images["label"])[images["split"] == "test"].to_numpy()
+            for name in ("snl", "all_kept")
+            for images in [
+                PIPELINES[name](replace(run, method=name), store, None)
+                .predictions(units).tables["images"]
+            ]
+        ]  # fmt: skip
+        assert found.loc[budget, "both"].sum() == (right[0] & right[1]).sum()
+    with pytest.raises(ValueError, match="base='deepreduce'.*all_kept"):
+        study.run(store=store, base="deepreduce")
+
+
 def test_all_methods_are_taken_from_the_store(all_methods, monkeypatch):
     store, table = all_methods
     monkeypatch.setattr(pipeline.training, "fit", None)
