@@ -16,7 +16,17 @@ from matplotlib.figure import Figure
 
 from relufair import groups, plots
 from relufair.store import Store, results_folder
-from relufair.words import interval, kept, n_seeds, named, number, percent, shown, turned
+from relufair.words import (
+    interval,
+    kept,
+    machine,
+    n_seeds,
+    named,
+    number,
+    percent,
+    shown,
+    turned,
+)  # fmt: skip
 
 
 def output_folder() -> Path | None:
@@ -53,7 +63,7 @@ def provenance(table: pd.DataFrame, marks: str = "bars: 95 % bootstrap") -> str:
     """
     first = table.iloc[0]
     seeds = ", ".join(map(str, sorted(table["seed"].unique())))
-    devices = ", ".join(table["device"].unique())
+    devices = ", ".join(map(machine, table["device"].unique()))
     methods = ", ".join(map(named, table["method"].unique()))
     lines = [
         f"{first['tier']} tier · {first['what']} · {methods} · "
@@ -363,14 +373,16 @@ def save_headline(path: Path) -> None:
 
 
 def faces(target: str, method: str = "snl", base: str | None = None) -> pd.DataFrame:
-    """The published tally of UTKFace, predicting ``race`` or ``age``; of SNL or of ``all_kept``.
+    """The published tally of UTKFace, predicting ``race`` or ``age``.
 
-    Where ``base`` is ``all_kept``, that of SNL at 2 % against it.
+    Of SNL, ``deepreduce`` (at 10 %) or ``all_kept``; where this is the ``base``, of SNL at 2 %
+    against it.
     """
     from relufair import studies
 
     there = {"race": {}, "age": {"budgets": [0.1, 0.02], "seeds": [0, 1]}}[target]
     there |= {"budgets": [0.02]} if "all_kept" in (method, base) else {}
+    there |= {"budgets": [0.1], "seeds": [0, 1]} if method == "deepreduce" else {}
     study = studies.published("accuracy_drops", target=target, methods=[method], **there)
     return study.run(store=Store(published=True), base=base)
 

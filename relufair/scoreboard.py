@@ -13,6 +13,7 @@ import pandas as pd
 from relufair import claims, plots, published
 from relufair.claims import Claim
 from relufair.store import project_root
+from relufair.words import machine
 
 SCORE = """\
 <!-- Written by `make claims` from data/claims.yaml and data/verdicts.csv: change those. -->
@@ -152,6 +153,7 @@ def origins() -> str:
     """The table of the page ``book/numbers.md``, which it includes from ``origins.md``."""
     table = published.origins()
     table["hours"] = table["hours"].map("{:.1f}".format)
+    table["device"] = table["device"].map(machine)
     return (
         f"<!-- Written by `make claims` from data/results/manifest.json. -->\n\n{_markdown(table)}"
     )

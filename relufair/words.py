@@ -46,6 +46,15 @@ def n_seeds(n: int) -> str:
     return f"{n} seed" if n == 1 else f"{n} seeds"
 
 
+def machine(device: str) -> str:
+    """A device as it was recorded, in good English.
+
+    >>> machine("CPU (x86_64, 1 threads)"), machine("CPU (x86_64, 2 threads)")
+    ('CPU (x86_64, 1 thread)', 'CPU (x86_64, 2 threads)')
+    """
+    return device.replace(" 1 threads", " 1 thread")
+
+
 def number(value: float, digits: int = 1, sign: str = "") -> str:
     """A number with a true minus, never minus zero; a dash where there is none.
 
