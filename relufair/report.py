@@ -20,6 +20,7 @@ from relufair.words import (
     interval,
     kept,
     machine,
+    markdown,
     n_seeds,
     named,
     number,
@@ -117,27 +118,20 @@ def verdict(table: pd.DataFrame, budget: float | None = None, method: str | None
     )
 
 
-def losers(table: pd.DataFrame) -> str:
-    """Which groups were seen to lose accuracy at the lowest budget, and which were not: Markdown.
+def lost(table: pd.DataFrame) -> pd.Series:
+    """What each group loses at the lowest budget, in % of its accuracy; largest first, then everyone.
+
+    In Markdown: bold where the interval leaves out zero.
 
     Args:
         table: a tally of one method.
     """
     change = groups.by_group(table[table["budget"] == table["budget"].min()])
     drops = change[change["measure"] == "relative_drop"].set_index("group")
-    drops = drops.loc[[*groups.large_enough(table), groups.ALL]]
-    parts = {
-        "**Seen to lose**": drops["low"] > 0,
-        "**Seen to gain**": drops["high"] < 0,
-        "Seen to do neither": (drops["low"] <= 0) & (drops["high"] >= 0),
-    }
-    said = []
-    for opening, chosen in parts.items():
-        own = drops[chosen].rename(index={groups.ALL: "everyone"})
-        own = own.assign(**turned(own)) if "gain" in opening else own
-        each = ", ".join(f"*{group}* {interval(row)}" for group, row in own.iterrows())
-        said += [f"{opening}, in % of the group's accuracy: {each}."] if each else []
-    return " ".join([*said, f"(95 % intervals, {n_seeds(drops['seeds'].iloc[0])}.)"])
+    drops = drops.loc[[*groups.large_enough(table), groups.ALL]].rename({groups.ALL: "everyone"})
+    clear = (drops["low"] > 0) | (drops["high"] < 0)
+    text = drops.apply(interval, axis=1)
+    return text.mask(clear, "**" + text + "**")
 
 
 def _network(table: pd.DataFrame, budget: float) -> str:
@@ -385,6 +379,21 @@ def faces(target: str, method: str = "snl", base: str | None = None) -> pd.DataF
     there |= {"budgets": [0.1], "seeds": [0, 1]} if method == "deepreduce" else {}
     study = studies.published("accuracy_drops", target=target, methods=[method], **there)
     return study.run(store=Store(published=True), base=base)
+
+
+def answer(target: str) -> str:
+    """What each group of UTKFace loses by all published comparisons: a table in Markdown."""
+    tables = {
+        "SNL, 2 % of the ReLUs": faces(target),
+        "control: all ReLUs, trained as long": faces(target, "all_kept"),
+        "SNL, 2 %, against the control": faces(target, base="all_kept"),
+        "DeepReDuce, 10 % of the ReLUs": faces(target, "deepreduce"),
+    }
+    rows = {name: lost(own) for name, own in tables.items()}
+    wide = pd.DataFrame(rows).T.rename_axis(index="lost, in %").reset_index()
+    sizes = groups.sizes(tables["SNL, 2 % of the ReLUs"])["train_n"]
+    wide["seeds"] = [own["seed"].nunique() for own in tables.values()]
+    return markdown(wide.rename(columns={g: f"{g} ({n:,})" for g, n in sizes.items()}))
 
 
 # The long table of :mod:`relufair.explain` ---------------------------------------------------------

@@ -10,10 +10,10 @@ import json
 
 import pandas as pd
 
-from relufair import claims, plots, published
+from relufair import claims, plots, published, report
 from relufair.claims import Claim
 from relufair.store import project_root
-from relufair.words import machine
+from relufair.words import machine, markdown
 
 SCORE = """\
 <!-- Written by `make claims` from data/claims.yaml and data/verdicts.csv: change those. -->
@@ -104,7 +104,7 @@ def page() -> str:
     """The score and the tables of the page ``book/claims.md``, which it includes from ``ledger.md``."""
     parts = [SCORE.format(alternative=alternative(score()), runs=_runs())]
     for chapter, own in ledger().groupby("chapter", sort=False):
-        parts.append(f"## {_title(chapter)}\n\n{_markdown(own.drop(columns='chapter'))}")
+        parts.append(f"## {_title(chapter)}\n\n{markdown(own.drop(columns='chapter'))}")
     return "\n".join(parts)
 
 
@@ -128,13 +128,7 @@ def chapter(name: str) -> str:
     own, verdicts = ledger(name), claims.verdicts()
     counts = score(verdicts.loc[[claim.id for claim in claims.load() if claim.chapter == name]])
     said = alternative(counts[counts.sum(axis=1) > 0])
-    return f"{said}\n\n{_markdown(own.drop(columns='chapter'))}"
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    """The table as lines of Markdown."""
-    rows = [list(table), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return f"{said}\n\n{markdown(own.drop(columns='chapter'))}"
 
 
 def _runs() -> str:
@@ -155,14 +149,21 @@ def origins() -> str:
     table["hours"] = table["hours"].map("{:.1f}".format)
     table["device"] = table["device"].map(machine)
     return (
-        f"<!-- Written by `make claims` from data/results/manifest.json. -->\n\n{_markdown(table)}"
+        f"<!-- Written by `make claims` from data/results/manifest.json. -->\n\n{markdown(table)}"
     )
 
 
+def answer() -> str:
+    """The tables of the landing page, which it includes from ``answer.md``."""
+    parts = (f"Predicting {target}:\n\n{report.answer(target)}" for target in ("race", "age"))
+    return "<!-- Written by `make claims` from data/results. -->\n\n" + "\n".join(parts)
+
+
 def save() -> None:
-    """Compute the verdicts anew; write them, the figure, and the tables of both pages."""
+    """Compute the verdicts anew; write them, the figure, and the tables of the pages."""
     root = project_root()
     claims.computed().to_csv(root / "data" / "verdicts.csv")
     plots.scoreboard(score()).savefig(root / "book" / "figures" / "scoreboard.png", dpi=160)
     (root / "book" / "ledger.md").write_text(page(), encoding="utf-8")
+    (root / "book" / "answer.md").write_text(answer(), encoding="utf-8")
     (root / "book" / "origins.md").write_text(origins(), encoding="utf-8")

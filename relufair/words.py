@@ -83,3 +83,9 @@ def shown(table: pd.DataFrame, *index: str, **names: str) -> pd.DataFrame:
     own = table.assign(**{name: table[name].map(f) for name, f in words.items() if name in table})
     names = {"budget": "ReLUs kept"} | names
     return own.rename(columns=names).set_index([names.get(name, name) for name in index])
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table, without its index, as lines of Markdown."""
+    rows = [list(table), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

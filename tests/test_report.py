@@ -54,16 +54,19 @@ def test_the_verdict_follows_the_interval(right, answer):
     assert "*large* loses 0.0 [" in said and "−" not in said.split("The relative drops")[0]
 
 
-@pytest.mark.parametrize(
-    ("right", "said"),
-    [(40, "**Seen to lose**, in % of the group's accuracy: *small* 50.0 ["),
-     (95, "**Seen to gain**, in % of the group's accuracy: *small* 18.7 ["),
-     (79, "Seen to do neither, in % of the group's accuracy: *large* 0.0 [0.0, 0.0], *small* 1.3 [")],
-)  # fmt: skip
-def test_who_is_seen_to_lose_follows_the_intervals(right, said):
-    told = report.losers(tally(right))
-    assert said in told and told.count("*small*") == 1
-    assert told.endswith("(95 % intervals, 2 seeds.)") and told.count("*large* 0.0") == 1
+@pytest.mark.parametrize(("right", "text"), [(40, "**50.0 ["), (79, "1.3 ["), (95, "**−18.7 [")])
+def test_what_is_lost_is_bold_where_the_interval_leaves_out_zero(right, text):
+    own = report.lost(tally(right))
+    assert list(own.index) == ["large", "small", "everyone"] and own["large"] == "0.0 [0.0, 0.0]"
+    assert own["small"].startswith(text) and own["small"].endswith("**") == text.startswith("**")
+
+
+def test_the_answer_has_the_rows_of_its_tallies():
+    lines = report.answer("age").splitlines()
+    assert len(lines) == 2 + 4 and lines[0].startswith("| lost, in % | 18–64 (")
+    for line, own in zip(lines[2:4], ({}, {"method": "all_kept"}), strict=True):
+        assert report.lost(report.faces("age", **own))["13–17"] in line and line.endswith("| 2 |")
+    assert report.lost(report.faces("age", base="all_kept"))["65+"] in lines[4]
 
 
 def test_the_pretty_table_has_every_number_of_the_summary():
@@ -204,16 +207,11 @@ def test_the_headline_figure_is_drawn_from_the_published_table(tmp_path):
     assert compare_images(str(committed), str(tmp_path / "new.png"), tol=3) is None
 
 
-@pytest.mark.parametrize(
-    ("page", "targets"), [("README.md", ["race"]), ("book/index.md", ["race", "age"])]
-)
-def test_pages_say_what_the_published_tables_say(page, targets):
+def test_pages_say_what_the_published_tables_say():
     """Their findings are the verdicts, word for word."""
-    text = " ".join((project_root() / page).read_text().split())
-    for name in targets:
-        assert report.verdict(report.faces(name)) in text
-        assert report.verdict(report.faces(name, "all_kept")) in text
-        assert report.losers(report.faces(name, base="all_kept")) in text
+    verdict, table = report.verdict(report.faces("race")), report.answer("race")
+    readme, landing = ((project_root() / p).read_text() for p in ("README.md", "book/index.md"))
+    assert verdict in readme and verdict in landing and table in readme
 
 
 def test_a_grid_that_was_not_run_says_so():
