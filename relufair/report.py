@@ -430,6 +430,7 @@ def signs(table: pd.DataFrame) -> pd.DataFrame:
     own = own.assign(network=own["method"].map(named).mask(own["budget"] == 1, "teacher"))
     own = own.assign(measure=own["measure"].map(plots.WORDS))
     wide = own.pivot_table("value", "group", ["measure", "network"], sort=False)
+    wide = wide.sort_index(axis=1, level=0, ascending=False, sort_remaining=False)
     sizes = own.groupby("group")["n"].max().sort_values(ascending=False)
     about = f"means over {n_seeds(own['seed'].nunique())}"
     return wide.loc[sizes.index].map(_three_digits).rename_axis(index=about, columns=[None, None])
