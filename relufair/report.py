@@ -26,6 +26,7 @@ from relufair.words import (
     number,
     percent,
     shown,
+    side,
     turned,
 )  # fmt: skip
 
@@ -105,9 +106,9 @@ def verdict(table: pd.DataFrame, budget: float | None = None, method: str | None
     if never := [g for g in (small, large) if np.isnan(drops.loc[g, "value"])]:
         names = " and ".join(f"*{group}*" for group in never)
         return f"**No relative drop can be given:** with all ReLUs, {names} is never right."
-    if excess["low"] > 0:
+    if side(excess) > 0:
         answer = "**The smallest group falls further than the largest.**"
-    elif excess["high"] < 0:
+    elif side(excess) < 0:
         answer = "**The smallest group falls less far than the largest.**"
     else:
         answer = "**These runs do not settle whether the smallest group falls further.**"
@@ -129,9 +130,8 @@ def lost(table: pd.DataFrame) -> pd.Series:
     change = groups.by_group(table[table["budget"] == table["budget"].min()])
     drops = change[change["measure"] == "relative_drop"].set_index("group")
     drops = drops.loc[[*groups.large_enough(table), groups.ALL]].rename({groups.ALL: "everyone"})
-    clear = (drops["low"] > 0) | (drops["high"] < 0)
     text = drops.apply(interval, axis=1)
-    return text.mask(clear, "**" + text + "**")
+    return text.mask(drops.apply(side, axis=1) != 0, "**" + text + "**")
 
 
 def _network(table: pd.DataFrame, budget: float) -> str:
@@ -219,10 +219,11 @@ def choice(table: pd.DataFrame) -> str:
             for name, row in chosen.iterrows()
         )
 
+    sides = worst.apply(side, axis=1)
     parts = {
-        "Seen to **help** the worst group, gains in points": worst[worst["low"] > 0],
-        "Seen to **harm** it": worst[worst["high"] < 0],
-        "Seen to do neither": worst[(worst["low"] <= 0) & (worst["high"] >= 0)],
+        "Seen to **help** the worst group, gains in points": worst[sides > 0],
+        "Seen to **harm** it": worst[sides < 0],
+        "Seen to do neither": worst[sides == 0],
     }
     said = [f"{words}:\n{listed(rows)}" for words, rows in parts.items() if len(rows)]
     return "\n\n".join([*said, f"({n_seeds(own['seed'].nunique())}, 95 % intervals.)"])
@@ -265,9 +266,9 @@ def lagging(table: pd.DataFrame) -> pd.DataFrame:
 
 def _moved(change: pd.Series, up: str = "gains", down: str = "loses", by: str = "") -> str:
     """A change in points with its interval (columns value, low, high), and what it amounts to."""
-    if change["low"] > 0:
+    if side(change) > 0:
         return f"**{up}**{by} {interval(change)} points"
-    if change["high"] < 0:
+    if side(change) < 0:
         return f"**{down}**{by} {interval(turned(change))} points"
     return f"neither clearly {up} nor {down}: {interval(change)} points"
 

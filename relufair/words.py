@@ -15,6 +15,9 @@ NAMES = {
 }  # fmt: skip
 
 
+NOISE = 1e-9  # below this, an end of an interval is zero but for rounding
+
+
 def named(method: str) -> str:
     """The name of a method, of a remedy with its strength, or of both, for people.
 
@@ -70,6 +73,15 @@ def interval(row: Mapping[str, float], digits: int = 1, sign: str = "") -> str:
     """``value`` with ``low`` and ``high``."""
     value, low, high = (number(row[name], digits, sign) for name in ("value", "low", "high"))
     return value if np.isnan(row["value"]) else f"{value} [{low}, {high}]"
+
+
+def side(row: Mapping[str, float]) -> int:
+    """Where an interval lies: 1 above zero, -1 below, 0 across; an end that rounding moved is zero.
+
+    >>> side({"low": 1e-14, "high": 3.0}), side({"low": -2.0, "high": -0.1})
+    (0, -1)
+    """
+    return int(row["low"] > NOISE) - int(row["high"] < -NOISE)
 
 
 def turned(row: Mapping[str, float]) -> dict[str, float]:
