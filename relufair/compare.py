@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from relufair import groups, plots
-from relufair.words import interval, named, number, percent
+from relufair.words import interval, named, number, percent, side
 
 ALIKE = ("what", "method", "remedy", "budget")
 KEYS = [*ALIKE, "group"]
@@ -101,7 +101,7 @@ def verdict(table: pd.DataFrame) -> str:
     # The network with all ReLUs is the same in all methods and remedies.
     once = (table["budget"] < 1) | ~table.duplicated(["what", "budget", "group"])
     table = table[once]
-    apart = table[(table["low"] > 0) | (table["high"] < 0)]
+    apart = table[table.apply(side, axis=1) != 0]
     if table["same"].all() and (table["ours"] == table["theirs"]).all():
         return f"All {len(table)} accuracies are the published ones."
     n, allowed = len(table), int(binom.ppf(0.95, len(table), 0.05))

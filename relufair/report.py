@@ -28,7 +28,7 @@ from relufair.words import (
     shown,
     side,
     turned,
-)  # fmt: skip
+)
 
 
 def output_folder() -> Path | None:

@@ -212,6 +212,7 @@ def test_pages_say_what_the_published_tables_say():
     verdict, table = report.verdict(report.faces("race")), report.answer("race")
     readme, landing = ((project_root() / p).read_text() for p in ("README.md", "book/index.md"))
     assert verdict in readme and verdict in landing and table in readme
+    assert "```{include} answer.md\n```" in landing
 
 
 def test_a_grid_that_was_not_run_says_so():
