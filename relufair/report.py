@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from relufair import groups, plots
-from relufair.store import Store, results_folder
+from relufair.store import results_folder
 from relufair.words import (
     interval,
     kept,
@@ -378,8 +378,7 @@ def faces(target: str, method: str = "snl", base: str | None = None) -> pd.DataF
     there = {"race": {}, "age": {"budgets": [0.1, 0.02], "seeds": [0, 1]}}[target]
     there |= {"budgets": [0.02]} if "all_kept" in (method, base) else {}
     there |= {"budgets": [0.1], "seeds": [0, 1]} if method == "deepreduce" else {}
-    study = studies.published("accuracy_drops", target=target, methods=[method], **there)
-    return study.run(store=Store(published=True), base=base)
+    return studies.drops(base, target=target, methods=[method], **there)
 
 
 def answer(target: str) -> str:

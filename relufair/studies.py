@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import pandas as pd
 
 from relufair.audit import Audit
 from relufair.bounds import Theory
+from relufair.config import PLAIN, Remedy
 from relufair.mitigation import Ablation, Comparison, Mitigation
-from relufair.store import project_root
+from relufair.store import Store, project_root
 from relufair.study import AccuracyDrops, GradientsAndCurvature
 from relufair.theory import DecisionBoundary
 
@@ -36,3 +40,27 @@ def published(name: str, **changes: Any) -> AccuracyDrops:
     short, path = cli.find_notebook(root, name)
     own = cli.defaults(path) | cli.read_parameters(root, path, cli.PUBLISHED, ())
     return STUDIES[short](**own | changes)
+
+
+def drops(base: str | None = None, **changes: Any) -> pd.DataFrame:
+    """The published tally of accuracy drops.
+
+    Args:
+        base: the method to compare with, see :meth:`relufair.study.AccuracyDrops.run`.
+        changes: as those of :func:`published`.
+    """
+    study = published("accuracy_drops", **changes)
+    return study.run(store=Store(published=True), base=base)
+
+
+def remedied(name: str, cures: Sequence[Remedy] | None = None, **changes: Any) -> pd.DataFrame:
+    """The published tally of a chapter's remedies, the rows without one left out.
+
+    Args:
+        name: of the notebook, long or short.
+        cures: the remedies; by default those of the study.
+        changes: as those of :func:`published`.
+    """
+    study = published(name, **changes)
+    table = study.tally(cures or study.cures(), store=Store(published=True))
+    return table[table["remedy"] != str(PLAIN)]
