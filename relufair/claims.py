@@ -22,9 +22,10 @@ of ``laptop``; those of ``ci`` never count. The intervals of accuracies are thos
 :mod:`relufair.groups`, over seeds and images. Numbers from several budgets or tables redraw the images
 of each apart, so their intervals are wider than paired ones. Where the largest of several numbers
 counts, the intervals are Bonferroni's, so that chance alone does not make one stand out. Those of a
-quotient are Student's, over seeds, of its logarithm. Those of a rank correlation come from redrawing
-the groups: five of them are the least for which that says anything. The tests are in
-:mod:`relufair.evidence`.
+quotient are Student's, over seeds, of its logarithm. Those of a measure of geometry's rank correlation
+come from redrawing the groups: five of them are the least for which that says anything. The rank
+correlation of drop and size is of these very groups, so its interval has only seeds and images redrawn.
+The tests are in :mod:`relufair.evidence`.
 """
 
 from __future__ import annotations
@@ -338,15 +339,11 @@ def _about(rows: pd.DataFrame) -> str:
 def published() -> dict[str, pd.DataFrame]:
     """The tables in ``data/results`` by the names that claims use, with the images of the sources.
 
-    A study of which no predictions are published has its older counts. That of ``geometry`` gets the
-    columns ``accuracy``, ``relative_drop`` (shares, by seed) and ``size`` of its networks and groups
-    from the tally.
+    That of ``geometry`` gets the columns ``accuracy``, ``relative_drop`` (shares, by seed) and ``size``
+    of its networks and groups from the tally.
     """
     folder = results_folder()
     tally, measures = reported(folder), geometry(folder)
-    older = pd.concat(map(pd.read_csv, sorted(folder.glob("*.csv"))), ignore_index=True)
-    older = older[~older["study"].isin(tally["study"])]
-    tally = pd.concat([tally, older], ignore_index=True)
     tally = tally[~tally["what"].str.contains(", keep ")]
     counts = {name: own.expected for name, own in SOURCES.items() if own.expected}
     sources = pd.DataFrame({"source": counts.keys(), "images": counts.values()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import datetime
+import itertools
 import logging
 import os
 import sys
@@ -34,9 +35,11 @@ main.add_command(results)
 
 def usage(function: Callable, *args: Any, **kwargs: Any) -> Any:
     """What ``function`` returns; where it refuses, a usage error with its words."""
+    from relufair.store import Damaged, NotPublished
+
     try:
         return function(*args, **kwargs)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, Damaged, NotPublished) as error:
         raise click.UsageError(str(error)) from error
 
 
@@ -105,7 +108,7 @@ def read_parameters(
     known, chosen = defaults(path), {}
     if tier:
         settings = root / "notebooks" / "params" / tier / f"{path.stem}.yaml"
-        chosen |= yaml.safe_load(usage(settings.read_text)) or {}
+        chosen |= yaml.safe_load(usage(settings.read_text, encoding="utf-8")) or {}
     for item in given:
         name, equals, text = item.partition("=")
         if not equals:
@@ -187,9 +190,9 @@ def run_notebook(
     study = usage(STUDIES[short], **defaults(path) | parameters)
     usage(study.check_data, folder)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    out = (out or root / "runs" / f"{short}-{stamp}").resolve()
-    if out.exists() and not out.is_dir():
+    if out and out.exists() and not out.is_dir():
         raise click.UsageError(f"out={str(out)!r}: is a file; name a folder")
+    out = out.resolve() if out else _new(root / "runs" / f"{short}-{stamp}")
     out.mkdir(parents=True, exist_ok=True)
     os.environ["RELUFAIR_OUT"] = str(out)
     if store := os.environ.get("RELUFAIR_STORE"):  # the notebook runs in the project's folder
@@ -199,6 +202,15 @@ def run_notebook(
     click.echo(f"Running {path.name} into {out}", err=True)
     _execute(path, out / path.name, parameters, root, published)
     return out
+
+
+def _new(folder: Path) -> Path:
+    """``folder``, made; where it is there, as of another run in the same second, with a number."""
+    for n in itertools.count(1):
+        own = folder if n == 1 else folder.with_name(f"{folder.name}-{n}")
+        with suppress(FileExistsError):
+            own.mkdir(parents=True)
+            return own
 
 
 def _execute(
@@ -260,7 +272,7 @@ def _follow(path: Path, done: threading.Event) -> None:
 
 
 @main.command("compare")
-@click.argument("run", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def compare_command(run: Path) -> None:
     """Set the accuracies of RUN, a folder that `relufair run` has left, beside the published ones.
 
@@ -268,7 +280,7 @@ def compare_command(run: Path) -> None:
     """
     from relufair import compare, published
 
-    table = compare.beside(usage(compare.read, run), published.reported())
+    table = usage(compare.beside, usage(compare.read, run), published.reported())
     if len(table):
         compare.keep(table, run)
         click.echo(compare.pretty(table).to_string())
@@ -327,7 +339,7 @@ def _describe(name: str, folder: Path | None) -> None:
 
     source = sources.SOURCES[name]
     try:
-        pictures = sources.load(name, source.size, folder, Store())
+        pictures = sources.load(name, source.size, folder, Store(published=False))
     except (OSError, ValueError, RuntimeError) as error:
         message = str(error)
         raise click.ClickException(message if name in message else f"{name}: {message}") from error

@@ -24,26 +24,25 @@ def read(folder: Path) -> pd.DataFrame:
     """The tally that ``relufair run`` left in ``folder``.
 
     Raises:
-        FileNotFoundError: where there is no table of accuracies by group.
+        FileNotFoundError: where there is no such table.
     """
     needed = {*KEYS, "seed", "n", "correct", "base", "both", "study"}
     tables = [pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))]
     tallies = [table for table in tables if needed <= set(table)]
     if not tallies:
         raise FileNotFoundError(
-            f"run={str(folder)!r}: has no table of accuracies by group; name a folder that "
-            "`relufair run` has left"
+            f"run={str(folder)!r}: has no table of a network's accuracies by group; name a folder that "
+            "`relufair run` has left of one of the chapters 03 to 08"
         )
     keys = [*KEYS, "seed", "study"]  # a page may keep the same rows in two tables
     return pd.concat(tallies, ignore_index=True).drop_duplicates(keys, ignore_index=True)
 
 
-def beside(ours: pd.DataFrame, theirs: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def beside(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
     """Accuracies of two tallies, and how far they lie apart.
 
     Args:
         ours, theirs: tallies (:mod:`relufair.groups`) with the columns ``ALIKE``.
-        seed: of the bootstrap.
 
     Returns:
         A row for each method × remedy × budget × group (and all) that both have, with ``KEYS``,
@@ -52,15 +51,20 @@ def beside(ours: pd.DataFrame, theirs: pd.DataFrame, seed: int = 0) -> pd.DataFr
         published accuracy over seeds, in points; nan for one seed), ``seeds`` and ``their_seeds``,
         and ``same``: whether both were trained alike. The two are resampled independently: seeds
         that both have share their test images, so the interval is rather too wide.
+
+    Raises:
+        ValueError: where ours are of two studies that differ in nothing that ``ALIKE`` names.
     """
+    if several := [key for key, own in ours.groupby(list(ALIKE)) if own["study"].nunique() > 1]:
+        raise ValueError(f"run: has rows of two studies of {', '.join(map(str, several[0]))}")
     both = [dict(list(t.groupby(list(ALIKE), sort=False))) for t in (ours, theirs)]
-    rows = [_pair(both[0][key], both[1][key], seed) for key in both[0] if key in both[1]]
+    rows = [_pair(both[0][key], both[1][key]) for key in both[0] if key in both[1]]
     columns = [*KEYS, "ours", "theirs", "difference", "low", "high", "spread", "seeds",
                "their_seeds", "same"]  # fmt: skip
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
 
 
-def _pair(ours: pd.DataFrame, theirs: pd.DataFrame, seed: int) -> pd.DataFrame:
+def _pair(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
     """The rows of :func:`beside` for one network."""
     same = theirs["study"].isin(ours["study"])
     theirs = theirs[same if same.any() else theirs["study"] == theirs["study"].iloc[-1]]
@@ -70,7 +74,7 @@ def _pair(ours: pd.DataFrame, theirs: pd.DataFrame, seed: int) -> pd.DataFrame:
     place = [counts[1][1].index(name) for name in order]
     other = counts[1][0][:, place]
     # One generator for both: two would draw the same numbers, and the noise would cancel.
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = [groups.accuracy(groups.resample(each, rng)) for each in (own, other)]
     low, high = np.nanpercentile(drawn[0] - drawn[1], [2.5, 97.5], axis=0)
     single = np.stack([groups.accuracy(other[[i]]) for i in range(len(other))])
@@ -130,11 +134,13 @@ def _named(row: pd.Series) -> str:
 
 
 def keep(table: pd.DataFrame, folder: Path) -> None:
-    """Write the table of :func:`beside`, and a figure for each method and remedy, into ``folder``."""
+    """Write the table of :func:`beside`, and a figure for each network, into ``folder``."""
     table.to_csv(folder / "comparison.csv", index=False)
-    for (method, remedy), own in table.groupby(["method", "remedy"], sort=False):
-        figure = plots.beside(own, f"{named(method)}, {named(remedy)}")
-        name = re.sub(r"[^\w.]+", "-", f"comparison-{method}-{remedy}")
+    several = table["what"].nunique() > 1
+    for (what, method, remedy), own in table.groupby(["what", "method", "remedy"], sort=False):
+        figure = plots.beside(own, f"{what} · {named(method)}, {named(remedy)}")
+        parts = ["comparison", *([what] if several else []), method, remedy]
+        name = re.sub(r"[^\w.]+", "-", "-".join(parts))
         figure.savefig(folder / f"{name}.png", dpi=160)
 
 
@@ -152,4 +158,7 @@ def pretty(table: pd.DataFrame) -> pd.DataFrame:
             "SD over published seeds": table["spread"].map(number).replace("—", "one seed"),
         }
     )
-    return shown.set_index(["method, remedy", "ReLUs kept", "group"])
+    several = table["what"].nunique() > 1
+    shown.insert(0, "run", table["what"])
+    keys = ["run", "method, remedy", "ReLUs kept", "group"]
+    return shown.set_index(keys) if several else shown.drop(columns="run").set_index(keys[1:])

@@ -18,6 +18,7 @@ from scipy import stats
 from relufair import bounds, groups
 
 FEWEST = 2  # seeds, below which nothing is said
+FEWEST_GROUPS = 5  # below which redrawing them says nothing
 # Of each test's number; those not named here are differences in points.
 RELATIVE = "points of relative drop"
 UNITS = {"images": "images", "changed": "images", "ratio": "times", "quotient": "times", "order": "",
@@ -110,8 +111,14 @@ def gap(rows: pd.DataFrame, budget: float) -> np.ndarray:
 
 
 def jump(rows: pd.DataFrame, budgets: Sequence[float]) -> np.ndarray:
-    """The largest change of accuracy on everyone, in points, between neighbouring budgets."""
-    return np.abs(np.diff(_measured(rows, "accuracy", budgets)[groups.ALL])).max(-1)
+    """The largest change of accuracy on everyone, in points, between neighbouring budgets.
+
+    Which change that is, and its sign, are those of the counts: draws of a size alone are never
+    below zero, and would call a change settled where there is none.
+    """
+    steps = np.diff(_measured(rows, "accuracy", budgets)[groups.ALL])
+    largest = np.abs(steps[0]).argmax()
+    return steps[:, largest] * (-1 if steps[0, largest] < 0 else 1)
 
 
 def apart(rows: pd.DataFrame, budget: float, accuracies: dict[str, float]) -> np.ndarray:
@@ -191,7 +198,7 @@ def correlation(
     own = rows[rows["budget"] == budget].groupby(["seed", "group"])[outcome].first()
     y = own.dropna().unstack("group")
     seeds, names = x.index.intersection(y.index), list(y.columns)
-    if len(seeds) < FEWEST:
+    if len(seeds) < FEWEST or len(names) < FEWEST_GROUPS:
         raise NotRun
     rng, every = np.random.default_rng(0), np.arange(len(names))
     index = np.concatenate([every[None], rng.integers(len(names), size=(1000, len(names)))])

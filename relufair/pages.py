@@ -18,7 +18,7 @@ GOES_ON = "raises-exception"
 
 
 class Missing:
-    """Stands for what a cell could not compute: any use of it is an error that says what is missing."""
+    """Stands for what a cell could not compute: to use it is an error that says what is missing."""
 
     def __init__(self, error: NotPublished):
         object.__setattr__(self, "_error", error)
@@ -27,6 +27,8 @@ class Missing:
         raise self._error
 
     __getattr__ = __getitem__ = __call__ = __iter__ = __len__ = __bool__ = _refuse
+    __str__ = __format__ = __lt__ = __gt__ = __le__ = __ge__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _refuse
 
 
 def assigned(source: str) -> set[str]:

@@ -77,7 +77,13 @@ def left_out(table: pd.DataFrame) -> str:
 def _figure(
     columns: int, note: str, height: float = 3.6, rows: int = 1, sharey: str | bool = "col"
 ) -> tuple[Figure, np.ndarray]:
-    """A figure with axes (rows, columns), each row of this height in inches."""
+    """A figure with axes (rows, columns), each row of this height in inches.
+
+    Raises:
+        ValueError: for none, which is what a method has that reaches no budget.
+    """
+    if not rows * columns:
+        raise ValueError("nothing to draw: none of these budgets is within the method's reach")
     size = {"figsize": (8, height * rows), "layout": "constrained"}
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, columns, squeeze=False, sharey=sharey, **size)
@@ -287,7 +293,9 @@ def gains(table: pd.DataFrame, note: str = "") -> Figure:
     budgets = sorted(set(own["budget"]) - {1.0}, reverse=True)
     worst = groups.disparity(own).query("measure == 'worst_gain'")
     every = groups.by_group(own).query("measure == 'gain' and group == @groups.ALL")
-    order = worst[worst["budget"] == budgets[-1]].sort_values("value")["method"].tolist()
+    order = (
+        worst[worst["budget"] == min(budgets, default=1)].sort_values("value")["method"].tolist()
+    )
     figure, (axes,) = _figure(len(budgets), note, height=0.9 + 0.32 * len(order))
     for axis, budget in zip(axes, budgets, strict=True):
         parts = {"worst group": worst, "everyone": every}
@@ -629,10 +637,11 @@ def accuracy_against(
     for axis, measure in zip(axes, measures, strict=True):
         values = rows[(rows["measure"] == measure) & (rows["split"] == "train")]
         values = values.pivot(index="group", columns="seed", values="value")
+        own = accuracy.reindex(columns=values.columns)  # a seed may lack either
         for group, look in styles(tally, every).items():
-            axis.plot(values.loc[group], accuracy.loc[group], look["marker"], color=look["color"],
+            axis.plot(values.loc[group], own.loc[group], look["marker"], color=look["color"],
                       ms=4, alpha=0.4)  # fmt: skip
-            axis.plot(values.loc[group].mean(), accuracy.loc[group].mean(), ls="", ms=9, **look)
+            axis.plot(values.loc[group].mean(), own.loc[group].mean(), ls="", ms=9, **look)
         axis.set(xlabel=WORDS[measure], ylabel=f"test accuracy at {percent(budget)} (%)")
         if measure.endswith("gradient"):
             axis.set_xscale("log")

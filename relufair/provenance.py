@@ -19,7 +19,9 @@ PACKAGE = Path(__file__).parent
 # The modules' texts, read when they are imported: a file that changes while a process runs is not
 # what the process runs.
 CODE = {
-    path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path.read_text()
+    path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path.read_text(
+        encoding="utf-8"
+    )
     for path in PACKAGE.rglob("*.py")
 }
 

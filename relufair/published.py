@@ -43,6 +43,11 @@ from relufair.study import identity, named, words
 
 SMALL = {"row": np.int32, "label": np.uint8, "prediction": np.uint8, "group": np.uint8}
 SPLITS = ("validation", "test")
+COLUMNS = [
+    "dataset", "target", "groups", "arch", "width", "method", "remedy", "seed", "data", "group",
+    "train_n", "n", "correct", "base", "both", "budget", "relus", "device", "date", "split", "study",
+    "tier", "what", "key", "note",
+]  # fmt: skip
 
 
 # Publishing ---------------------------------------------------------------------------------------
@@ -131,6 +136,7 @@ def _entry(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
             for path in sorted(place.glob(f"{key}.*"))
         },
         "tier": _tier(run["schedule"]) if "schedule" in run else None,
+        "arch": run.get("arch"), "width": run.get("width"),
         "seed": run.get("seed"), "method": run.get("method"),
         "remedy": str(config.Remedy(**run["remedy"])) if "remedy" in run else None,
         "dataset": choice.get("dataset"), "target": choice.get("target"),
@@ -171,6 +177,9 @@ def geometry(folder: Path | None = None) -> pd.DataFrame:
         The long table with the columns ``dataset``, ``target``, ``groups``, ``arch``, ``width``,
         ``method``, ``remedy``, ``seed``, ``budget``, ``tier`` and ``what``. What two artifacts
         say of one network stands there once.
+
+    Raises:
+        ValueError: where two say different things, for then nothing tells which is meant.
     """
     folder, tables = folder or results_folder(), []
     for kind in ("geometry", "first_order"):
@@ -183,8 +192,15 @@ def geometry(folder: Path | None = None) -> pd.DataFrame:
             _, artifact = read_published(folder, kind, about["key"])
             told = {"tier": _tier(run.schedule), "what": words(run)}
             tables.append(artifact.tables["measures"].assign(**names, **told))
+    if not tables:
+        raise FileNotFoundError(f"{folder}: no measures of geometry are published")
     found = pd.concat(tables, ignore_index=True)
-    return found.drop_duplicates(found.columns.difference(["value", "n"]).tolist())
+    found = found.drop_duplicates()
+    twice = found[found.duplicated(found.columns.difference(["value", "n"]).tolist())]
+    if len(twice):
+        said = ", ".join(map(str, twice.iloc[0][["what", "method", "remedy", "seed", "measure"]]))
+        raise ValueError(f"published geometry: two artifacts give different values of {said}")
+    return found
 
 
 def rebuild(folder: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -211,7 +227,7 @@ def rebuild(folder: Path) -> tuple[pd.DataFrame, list[str]]:
                         what = "{} {}".format(*missing.args)
                         notes.append(f"{named(run)} at {run.budgets[0]:g}: {what} is missing")
     if not tables:
-        return pd.DataFrame(), notes
+        return pd.DataFrame(columns=COLUMNS), notes
     # Each budget brings the rows of its teacher.
     return pd.concat(tables, ignore_index=True).drop_duplicates(ignore_index=True), notes
 
@@ -268,7 +284,7 @@ def origins(folder: Path | None = None) -> pd.DataFrame:
             "commits": entry["commit"] or "",
             "splits": (entry["data"] or "")[:12],
             "seeds": entry["seed"],
-            "run": f"{entry['method']}, {entry['remedy']}, {entry['seed']}",
+            "run": tuple(entry[name] for name in ("arch", "width", "method", "remedy", "seed")),
             "networks": entry["kind"] == "predictions",
             "end": pd.Timestamp(entry["written"]).timestamp(),
             "seconds": entry["seconds"] or 0.0,

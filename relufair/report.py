@@ -501,14 +501,10 @@ def halves(table: pd.DataFrame) -> pd.DataFrame:
     names = table["group"].unique()
     half = dict.fromkeys(names[: len(names) // 2], f"{names[0]}–{names[len(names) // 2 - 1]}")
     half |= dict.fromkeys(names[len(names) // 2 :], f"{names[len(names) // 2]}–{names[-1]}")
-    keys = ["method", "seed", "budget", "group"]
     counts = ["train_n", "n", "correct", "base", "both"]
-    return (
-        table.assign(group=table["group"].map(half))
-        .groupby(keys, sort=False)[counts]
-        .sum()
-        .reset_index()
-    )
+    own = table.assign(group=table["group"].map(half))
+    keys = [column for column in own if column not in counts]
+    return own.groupby(keys, sort=False, as_index=False, dropna=False)[counts].sum()
 
 
 def both_ways(tally: pd.DataFrame, rotated: pd.DataFrame | None) -> str:

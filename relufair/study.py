@@ -140,7 +140,9 @@ class AccuracyDrops:
             own = [m for m, pipe in methods.PIPELINES.items() if issubclass(pipe, Finetuned)]
             config.one_of("base", base, own)
         tally = partial(measure, store=store, folder=folder, split=split, base=base)
-        tier = f"{self.schedule}, changed" if self.training else self.schedule
+        plan = config.schedule(self.schedule, self.training)
+        same = plan == config.SCHEDULES[self.schedule]
+        tier = self.schedule if same else f"{self.schedule}, changed"
         tables = self._each(runs, tally, pool)
         return pd.concat(tables, ignore_index=True).assign(tier=tier, what=words(runs[0]))
 

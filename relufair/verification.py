@@ -90,11 +90,10 @@ def _differing(folder: Path, fresh: pd.DataFrame, complete: bool) -> list[str]:
         published = tally(folder)
     except (OSError, ValueError) as error:
         return [f"tally.parquet cannot be read ({error})"]
-    fresh = published.iloc[:0] if fresh.empty else fresh
-    if not len(published.columns):  # no run could be counted when it was written
-        return []
     if list(fresh) != list(published):
         return ["tally.parquet: other columns than the recomputed tally"]
+    if fresh.empty or published.empty:  # without rows, columns have no types to compare
+        fresh, published = fresh.astype(published.dtypes), published.astype(fresh.dtypes)
     both = published.merge(fresh, how="outer", indicator="where")
     wrong = both["where"] == "right_only"
     if complete:
@@ -248,8 +247,7 @@ def compare(published: pd.DataFrame, again: pd.DataFrame, test: GroupedImages) -
         "published": own["prediction"] == own["label"],
         "again": own["prediction_again"] == own["label"],
     }
-    groups = pd.DataFrame(right).groupby(names.loc[own.index], sort=False).agg(["sum"])
-    groups.columns = list(right)
+    groups = pd.DataFrame(right).groupby(names.loc[own.index], sort=False).sum()
     groups.insert(0, "n", names.loc[own.index].value_counts())
     groups[["low", "high"]] = [_interval(row) for row in groups[["published", "n"]].to_numpy()]
     same = int((both["prediction"] == both["prediction_again"]).sum())

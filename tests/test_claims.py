@@ -16,6 +16,7 @@ from relufair.store import project_root
 
 ROOT = project_root()
 SIZES = {"large": 900, "middle": 300, "small": 100}
+MORE = SIZES | {"smaller": 60, "smallest": 30}
 ABOUT = {
     "dataset": "faces", "target": "race", "groups": "label", "arch": "resnet18", "width": 16,
     "method": "snl", "remedy": "plain", "tier": "laptop", "study": "one", "what": "faces",
@@ -41,13 +42,14 @@ def tally(after, before=None, n=4000, seeds=(0, 1), flips=0, **about):
 
 def measures(values, seeds=(0, 1), **about):
     """A long table: ``values`` of the groups at (budget, seed), and what became of the groups."""
+    names = list(MORE.items())[: len(values(1.0, seeds[0]))]
     rows = [
         {
-            "seed": seed, "budget": budget, "group": group, "split": "train", "n": SIZES[group],
-            "measure": "gradient", "value": values(budget, seed)[i], "size": SIZES[group],
+            "seed": seed, "budget": budget, "group": group, "split": "train", "n": size,
+            "measure": "gradient", "value": values(budget, seed)[i], "size": size,
             "accuracy": 0.9 - 0.1 * i, "relative_drop": 0.1 * i,
         }
-        for seed in seeds for budget in (1.0, 0.1) for i, group in enumerate(SIZES)
+        for seed in seeds for budget in (1.0, 0.1) for i, (group, size) in enumerate(names)
     ]  # fmt: skip
     return pd.DataFrame(rows).assign(**ABOUT | about).drop(columns="width")
 
@@ -287,7 +289,7 @@ def test_quotients_of_two_tables():
 def test_a_correlation_gets_the_verdict_it_deserves(outcome, at):
     """The measure rises from group to group at 10 % of the ReLUs, and falls with all of them."""
     sign = {"accuracy": -1, "relative_drop": 1, "size": -1}[outcome] * (1 if at is None else -1)
-    table = measures(lambda budget, _: (1, 2, 3) if budget == 0.1 else (3, 2, 1))
+    table = measures(lambda budget, _: (1, 2, 3, 4, 5) if budget == 0.1 else (5, 4, 3, 2, 1))
     arguments = {"measure": "gradient", "budget": 0.1, "outcome": outcome, "at": at}
     own = claim("correlation", "geometry", arguments=arguments, above=0)
     expected = REPRODUCED if sign > 0 else NOT_REPRODUCED
@@ -295,10 +297,26 @@ def test_a_correlation_gets_the_verdict_it_deserves(outcome, at):
 
 
 def test_a_correlation_without_order_settles_nothing():
-    table = measures(lambda _, seed: (1, 3, 2) if seed else (2, 1, 3))
+    table = measures(lambda _, seed: (1, 3, 2, 5, 4) if seed else (2, 1, 3, 4, 5))
+    table = table.assign(value=table["value"].mask(table["seed"] == 1, 6 - table["value"]))
     arguments = {"measure": "gradient", "budget": 0.1, "outcome": "size"}
     own = claim("correlation", "geometry", arguments=arguments, below=0)
     assert verdict(own, table, "geometry")[:2] == (PARTLY, False)
+
+
+def test_a_correlation_needs_five_groups():
+    """Redrawing fewer says nothing: the interval of three in perfect order has no width."""
+    arguments = {"measure": "gradient", "budget": 0.1, "outcome": "size"}
+    own = claim("correlation", "geometry", arguments=arguments, below=0)
+    assert verdict(own, measures(lambda *_: (1, 2, 3, 4)), "geometry")[0] == NOT_RUN
+    assert verdict(own, measures(lambda *_: (1, 2, 3, 4, 5)), "geometry")[0] == REPRODUCED
+
+
+def test_a_jump_of_nothing_is_not_settled():
+    """Where nothing changes from budget to budget, draws of a jump's size alone are above zero."""
+    table = tally(before={"large": 80}, after={"large": 80})
+    own = claim("jump", arguments={"budgets": [1.0, 0.5, 0.1]}, above=0)
+    assert verdict(own, table)[:2] == (NOT_REPRODUCED, False)
 
 
 @pytest.mark.parametrize(
@@ -490,8 +508,6 @@ def test_published_tables_are_put_together(tmp_path, monkeypatch):
     remedied = plain.assign(remedy="cvar 0.5", study="y")
     chose = plain.assign(seed=TUNING)
     parts = {"test": [plain, turned, remedied, chose], "validation": [plain.assign(correct=1)]}
-    older = plain.assign(study="z", method="deepreduce")  # the other one was published again
-    pd.concat([plain.assign(correct=0), older]).to_csv(tmp_path / "older.csv", index=False)
     split = pd.concat([part.assign(split=name) for name, own in parts.items() for part in own])
     split.to_parquet(tmp_path / "tally.parquet")
     own = pd.concat([plain, chose]).drop(
@@ -503,9 +519,9 @@ def test_published_tables_are_put_together(tmp_path, monkeypatch):
     for name in ("decision_boundary", "theory"):
         plain.to_csv(tmp_path / "theory" / f"{name}.csv", index=False)
     found = claims.published()
-    assert len(found["tally"]) == 3 * len(plain) and set(found["tally"]["seed"]) == {0, 1}
+    assert len(found["tally"]) == 2 * len(plain) and set(found["tally"]["seed"]) == {0, 1}
     counted = found["tally"].groupby(["method", "remedy"])["correct"].sum()
-    assert len(counted) == 3 and set(counted) == {plain["correct"].sum()}
+    assert len(counted) == 2 and set(counted) == {plain["correct"].sum()}
     assert len(found["geometry"]) == len(plain) and set(found["geometry"]["seed"]) == {0, 1}
     last = found["geometry"].query("seed == 1 and budget == 0.1 and group == '2'").iloc[0]
     assert (last["accuracy"], last["relative_drop"], last["size"]) == (

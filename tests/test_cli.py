@@ -608,6 +608,13 @@ def test_without_an_output_folder_there_is_a_new_one(failing, executed, monkeypa
     assert out.parent == failing / "runs" and out.name.startswith("fail-") and out.is_dir()
 
 
+def test_two_runs_of_the_same_second_have_their_own_folders(tmp_path):
+    from relufair import cli
+
+    names = [cli._new(tmp_path / "runs" / "mu_ablation-1").name for _ in range(3)]
+    assert names == ["mu_ablation-1", "mu_ablation-1-2", "mu_ablation-1-3"]
+
+
 TINY = [
     "-p", "width=2", "-p", "seeds=[0]", "-p", "methods=[snl]", "-p", "budgets=[0.1]", "-p",
     "training={teacher_epochs: 2, masks_lr: 0.05, threshold: 0.05, lasso: 0.01, "

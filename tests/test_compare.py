@@ -103,7 +103,7 @@ def test_only_what_both_have_is_compared():
 
 def test_the_tally_of_a_run_is_found_among_its_tables(tmp_path):
     """Rows that stand in two tables count once; a folder without a tally is refused."""
-    with pytest.raises(FileNotFoundError, match="has no table of accuracies by group"):
+    with pytest.raises(FileNotFoundError, match="has no table of a network's accuracies by group"):
         compare.read(tmp_path)
     pd.DataFrame({"seed": [0]}).to_parquet(tmp_path / "geometry.parquet")
     tally(50).to_parquet(tmp_path / "a.parquet")
@@ -134,5 +134,19 @@ def test_the_command(tmp_path, monkeypatch):
     assert "+15.0 [" in answer.output and "of 6 accuracies" in answer.output
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"accuracy_drops.parquet", "comparison.csv", "comparison-snl-plain.png"}
-    refused = CliRunner().invoke(cli.main, ["compare", str(tmp_path / "none")])
-    assert refused.exit_code == 2 and "has no table of accuracies by group" in refused.output
+    (tmp_path / "empty").mkdir()
+    for name, why in (("none", "does not exist"), ("empty", "accuracies by group")):
+        refused = CliRunner().invoke(cli.main, ["compare", str(tmp_path / name)])
+        assert refused.exit_code == 2 and why in refused.output
+
+
+def test_a_folder_with_two_networks(tmp_path):
+    """Each has its rows and its figure; two studies that nothing tells apart are refused."""
+    both = [pd.concat([tally(n), tally(n).assign(what="other")]) for n in (60, 45)]
+    table = compare.beside(*both)
+    compare.keep(table, tmp_path)
+    assert len(list(tmp_path.glob("*.png"))) == 2
+    assert compare.pretty(table).index.names[0] == "run"
+    twice = pd.concat([tally(60), tally(60).assign(study="another")])
+    with pytest.raises(ValueError, match="rows of two studies of"):
+        compare.beside(twice, tally(45))

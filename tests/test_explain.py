@@ -238,6 +238,9 @@ def test_the_figures_show_the_table(explained):
     points = plots.accuracy_against(table, tally, ["gradient"], 0.5).axes[0].lines
     xs = np.concatenate([np.atleast_1d(line.get_xdata()) for line in points])
     assert np.isclose(xs, value(table, "gradient", LARGE, 0.5)).any()
+    more = pd.concat([tally, tally.assign(seed=9)])  # a seed without measures
+    again = plots.accuracy_against(table, more, ["gradient"], 0.5).axes[0].lines
+    assert len(again) == len(points)
 
 
 def test_what_cannot_be_is_refused():

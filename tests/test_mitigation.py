@@ -244,6 +244,9 @@ def test_figures_of_remedies():
     for figure in (plots.gains(table), plots.tradeoff(table), plots.tradeoff(table, joined=True)):
         assert len(figure.axes) == 2
         assert {"10 % of the ReLUs", "2 % of the ReLUs"} == {a.get_title() for a in figure.axes}
+    for draw in (plots.gains, plots.tradeoff):  # a method that reaches no budget
+        with pytest.raises(ValueError, match="none of these budgets is within"):
+            draw(tally(budget=1.0))
     labels = [t.get_text() for t in plots.gains(table).axes[0].get_yticklabels()]
     assert sorted(labels) == ["CVaR (0.5)", "JTT (5)"]
     logs = pd.DataFrame({"method": "snl", "remedy": "cvar 0.5", "seed": [0, 0, 1, 1],

@@ -55,9 +55,13 @@ def test_another_error_is_an_error(tmp_path):
         execute(tmp_path, "1 / 0\n===\n2")
 
 
-@pytest.mark.parametrize(
-    "use", [bool, len, list, lambda m: m.x, lambda m: m["x"], lambda m: m(1), lambda m: [*m]]
-)
+USES = [
+    bool, len, list, str, "{:.1f}".format, lambda m: m.x, lambda m: m["x"], lambda m: m(1),
+    lambda m: [*m], lambda m: m < 1, lambda m: 1 - m, lambda m: m / 2,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("use", USES)
 def test_nothing_can_be_done_with_what_is_missing(use):
     with pytest.raises(NotPublished):
         use(pages.Missing(NotPublished("predictions", "abc")))

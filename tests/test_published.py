@@ -340,6 +340,18 @@ def test_the_measures_of_geometry_are_those_of_the_study(made, exported):
         assert set(found[name]) == {value}
 
 
+def test_two_artifacts_that_contradict_each_other_are_refused(copied):
+    """Nothing tells which of two values of the same measure of the same network is meant."""
+    place = first(copied, "first_order/*.json")
+    table = pd.read_parquet(place.with_suffix(".measures.parquet"))
+    path = place.with_name("other.measures.parquet")
+    table.assign(value=2 * table["value"]).to_parquet(path)
+    about = json.loads(place.read_text()) | {"tables": {"measures": checksum(path)}}
+    place.with_name("other.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="two artifacts give different values of digits"):
+        published.geometry(copied)
+
+
 def test_seeds_that_chose_are_published_but_not_reported(made, exported, monkeypatch):
     """Here the boundary is put between the two seeds."""
     assert set(published.reported(exported)["seed"]) == {0, 1}
@@ -433,6 +445,10 @@ def edit(path, change):
     path.write_text(change(path.read_text()))
 
 
+def keep_rows(folder, n):
+    pd.read_parquet(folder / "tally.parquet").iloc[:n].to_parquet(folder / "tally.parquet")
+
+
 def recount(folder):
     table = pd.read_parquet(folder / "tally.parquet")
     table.loc[0, "correct"] += 1
@@ -451,6 +467,11 @@ SPOILED = {
     ),
     "no tally": (lambda f: (f / "tally.parquet").unlink(), "tally.parquet cannot be read"),
     "a count of the tally": (recount, "tally.parquet: .* does not follow"),
+    "a tally without rows": (lambda f: keep_rows(f, 0), "tally.parquet: .* does not follow"),
+    "a tally without columns": (
+        lambda f: pd.DataFrame().to_parquet(f / "tally.parquet"),
+        "tally.parquet: other columns",
+    ),
 }
 
 
@@ -745,6 +766,15 @@ def test_where_the_numbers_come_from(exported):
     timed = [o for o in about if o["kind"] != "splits" and "run" in o["facts"]]
     whole = sum(own["facts"]["seconds"] for own in timed) / 3600
     assert 0 < table["hours"].sum() < whole  # the predictions' seconds contain the network's
+
+
+def test_two_networks_trained_side_by_side_take_twice_the_hours(copied):
+    """They may have method, remedy and seed in common."""
+    hours = published.origins(copied)["hours"].sum()
+    entries = json.loads((copied / "manifest.json").read_text())
+    other = [entry | {"arch": "resnet34"} for entry in entries if entry["kind"] != "splits"]
+    (copied / "manifest.json").write_text(json.dumps(entries + other))
+    assert published.origins(copied)["hours"].sum() == pytest.approx(2 * hours)
 
 
 def test_time_within_another_artifact_counts_once():
