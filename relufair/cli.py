@@ -272,7 +272,7 @@ def _follow(path: Path, done: threading.Event) -> None:
 
 
 @main.command("compare")
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", type=click.Path(file_okay=False, path_type=Path))
 def compare_command(run: Path) -> None:
     """Set the accuracies of RUN, a folder that `relufair run` has left, beside the published ones.
 

@@ -24,8 +24,10 @@ def read(folder: Path) -> pd.DataFrame:
     """The tally that ``relufair run`` left in ``folder``.
 
     Raises:
-        FileNotFoundError: where there is no such table.
+        FileNotFoundError: where there is no such table, or no folder.
     """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"run={str(folder)!r}: there is no such folder")
     needed = {*KEYS, "seed", "n", "correct", "base", "both", "study"}
     tables = [pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))]
     tallies = [table for table in tables if needed <= set(table)]

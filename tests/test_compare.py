@@ -135,7 +135,7 @@ def test_the_command(tmp_path, monkeypatch):
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"accuracy_drops.parquet", "comparison.csv", "comparison-snl-plain.png"}
     (tmp_path / "empty").mkdir()
-    for name, why in (("none", "does not exist"), ("empty", "accuracies by group")):
+    for name, why in (("none", "there is no such folder"), ("empty", "accuracies by group")):
         refused = CliRunner().invoke(cli.main, ["compare", str(tmp_path / name)])
         assert refused.exit_code == 2 and why in refused.output
 

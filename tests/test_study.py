@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -169,6 +170,21 @@ def test_a_run_killed_in_the_middle_loses_at_most_an_epoch(tmp_path, finished):
     again = make().run(store=store)
     same = [c for c in table.columns if c != "date"]
     pd.testing.assert_frame_equal(again[same], table[same])
+
+
+def test_an_executor_gets_one_call_a_run(finished):
+    """As that of a cluster would; what is in the store is not computed again."""
+    store, table = finished
+    done = []
+
+    class Counting(ThreadPoolExecutor):
+        def submit(self, function, /, *arguments, **named):
+            done.append(arguments)
+            return super().submit(function, *arguments, **named)
+
+    with Counting(1) as pool:
+        pd.testing.assert_frame_equal(make().run(store=store, pool=pool), table)
+    assert [run.seed for (run,) in done] == [0]
 
 
 def test_processes_give_the_same_table(tmp_path):
