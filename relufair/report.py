@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from relufair import groups, plots
-from relufair.store import results_folder
+from relufair.store import Store, results_folder
 from relufair.words import (
     interval,
     kept,
@@ -57,7 +57,7 @@ def keep_figure(figure: Figure, name: str) -> None:
 
 
 def provenance(table: pd.DataFrame, marks: str = "bars: 95 % bootstrap") -> str:
-    """Tier, data, network, methods, seeds, device and date of a study's tally; groups left out.
+    """Tier, data, network, methods, seeds, device, date and code of a study's tally; groups left out.
 
     Args:
         table: the tally.
@@ -70,11 +70,21 @@ def provenance(table: pd.DataFrame, marks: str = "bars: 95 % bootstrap") -> str:
     lines = [
         f"{first['tier']} tier · {first['what']} · {methods} · "
         f"n = {n_seeds(table['seed'].nunique())} ({seeds}) · {marks}",
-        f"{devices} · {table['date'].max()}",
+        f"{devices} · {table['date'].max()}{_made_of(table)}",
         plots.left_out(table),
         out_of_reach(table),
     ]
     return "\n".join(filter(None, lines))
+
+
+def _made_of(table: pd.DataFrame) -> str:
+    """Digests of the splits and the commits of the code, where a tally names them."""
+    said = ""
+    for name, words in {"data": "data", "commit": "code"}.items():
+        if name in table:
+            codes = [code[:7] + "+" * code.endswith("+") for code in table[name].unique()]
+            said += f" · {words} {', '.join(codes)}"
+    return said
 
 
 def out_of_reach(table: pd.DataFrame) -> str:
@@ -378,7 +388,8 @@ def faces(target: str, method: str = "snl", base: str | None = None) -> pd.DataF
     there = {"race": {}, "age": {"budgets": [0.1, 0.02], "seeds": [0, 1]}}[target]
     there |= {"budgets": [0.02]} if "all_kept" in (method, base) else {}
     there |= {"budgets": [0.1], "seeds": [0, 1]} if method == "deepreduce" else {}
-    return studies.drops(base, target=target, methods=[method], **there)
+    study = studies.published("accuracy_drops", target=target, methods=[method], **there)
+    return study.run(store=Store(published=True), base=base)
 
 
 def answer(target: str) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from relufair.audit import Audit
 from relufair.bounds import Theory
 from relufair.config import PLAIN, Remedy
-from relufair.mitigation import Ablation, Comparison, Mitigation
+from relufair.mitigation import Ablation, Comparison, Mitigation, Remedied
 from relufair.store import Store, project_root
 from relufair.study import AccuracyDrops, GradientsAndCurvature
 from relufair.theory import DecisionBoundary
@@ -42,25 +42,7 @@ def published(name: str, **changes: Any) -> AccuracyDrops:
     return STUDIES[short](**own | changes)
 
 
-def drops(base: str | None = None, **changes: Any) -> pd.DataFrame:
-    """The published tally of accuracy drops.
-
-    Args:
-        base: the method to compare with, see :meth:`relufair.study.AccuracyDrops.run`.
-        changes: as those of :func:`published`.
-    """
-    study = published("accuracy_drops", **changes)
-    return study.run(store=Store(published=True), base=base)
-
-
-def remedied(name: str, cures: Sequence[Remedy] | None = None, **changes: Any) -> pd.DataFrame:
-    """The published tally of a chapter's remedies, the rows without one left out.
-
-    Args:
-        name: of the notebook, long or short.
-        cures: the remedies; by default those of the study.
-        changes: as those of :func:`published`.
-    """
-    study = published(name, **changes)
+def remedied(study: Remedied, cures: Sequence[Remedy] | None = None) -> pd.DataFrame:
+    """The published tally of a study's remedies, by default all; the rows without one are left out."""
     table = study.tally(cures or study.cures(), store=Store(published=True))
     return table[table["remedy"] != str(PLAIN)]

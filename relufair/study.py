@@ -307,7 +307,9 @@ def measure(
     """The tally of one run, in any process."""
     pipe = methods.pipeline(run, store, folder)
     table = (_against(pipe, base) if base else pipe).measure(split)
-    return table.assign(study=identity(run))
+    networks = {pipe.units.get(units, 1.0): units for units in (None, *pipe.reached)}
+    commits = {b: pipe.predictions(u).facts.get("commit", "unknown") for b, u in networks.items()}
+    return table.assign(study=identity(run), commit=table["budget"].map(commits))
 
 
 def _against(pipe: Pipeline, base: str) -> Pipeline:

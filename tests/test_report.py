@@ -149,6 +149,14 @@ def test_every_method_has_a_row_of_its_own():
     assert "DeepReDuce" not in report.verdict(both) and report.out_of_reach(snl) == ""
 
 
+def test_splits_and_code_stand_in_the_line():
+    """Shortened, each once; a changed working tree keeps its mark."""
+    table = tally().assign(data="0123456789ab", commit="abcdef012345+")
+    table["commit"] = table["commit"].mask(table["seed"] == 1, "0000000fffff")
+    assert "2026-01-01 · data 0123456 · code abcdef0+, 0000000" in report.provenance(table)
+    assert "code" not in report.provenance(tally())
+
+
 def test_small_and_many_groups_are_not_drawn_but_named():
     """Fewer than 30 test images: said below. More than six groups: the two ends, unless all."""
     one = tally()
