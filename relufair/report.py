@@ -373,38 +373,47 @@ def published(name: str) -> pd.DataFrame:
 
 def save_headline(path: Path) -> None:
     """Draw the figure of the landing page, what each race group of UTKFace loses by SNL."""
-    table = faces("race")
+    table = tally("race")
     plots.drops(table, provenance(table)).savefig(path, dpi=160)
 
 
-def faces(target: str, method: str = "snl", base: str | None = None) -> pd.DataFrame:
-    """The published tally of UTKFace, predicting ``race`` or ``age``.
+PUBLISHED = {  # by target: where the published runs differ from those of race
+    "race": {},
+    "age": {"seeds": [0, 1]},
+    "object": {"dataset": "cifar10", "budgets": [0.1, 0.02], "seeds": [0, 1]},
+}
 
-    Of SNL, ``deepreduce`` (at 10 %) or ``all_kept``; where this is the ``base``, of SNL at 2 %
-    against it.
+
+def tally(target: str, method: str = "snl", base: str | None = None) -> pd.DataFrame:
+    """The published tally of UTKFace (``race`` or ``age``) or CIFAR-10 (``object``, by halves).
+
+    Of SNL, ``deepreduce`` (at 10 %, not of objects) or ``all_kept``; where this is the ``base``, of
+    SNL at 2 % against it.
     """
     from relufair import studies
 
-    there = {"race": {}, "age": {"budgets": [0.1, 0.02], "seeds": [0, 1]}}[target]
+    there = dict(PUBLISHED[target])
     there |= {"budgets": [0.02]} if "all_kept" in (method, base) else {}
     there |= {"budgets": [0.1], "seeds": [0, 1]} if method == "deepreduce" else {}
     study = studies.published("accuracy_drops", target=target, methods=[method], **there)
-    return study.run(store=Store(published=True), base=base)
+    found = study.run(store=Store(published=True), base=base)
+    return halves(found) if target == "object" else found
 
 
 def answer(target: str) -> str:
-    """What each group of UTKFace loses by all published comparisons: a table in Markdown."""
+    """What each group loses by all published comparisons: a table in Markdown."""
     tables = {
-        "SNL, 2 % of the ReLUs": faces(target),
-        "control: all ReLUs, trained as long": faces(target, "all_kept"),
-        "SNL, 2 %, against the control": faces(target, base="all_kept"),
-        "DeepReDuce, 10 % of the ReLUs": faces(target, "deepreduce"),
+        "SNL, 2 % of the ReLUs": tally(target),
+        "control: all ReLUs, trained as long": tally(target, "all_kept"),
+        "SNL, 2 %, against the control": tally(target, base="all_kept"),
     }
+    if target != "object":
+        tables["DeepReDuce, 10 % of the ReLUs"] = tally(target, "deepreduce")
     rows = {name: lost(own) for name, own in tables.items()}
     wide = pd.DataFrame(rows).T.rename_axis(index="lost, in %").reset_index()
-    sizes = groups.sizes(tables["SNL, 2 % of the ReLUs"])["train_n"]
     wide["seeds"] = [own["seed"].nunique() for own in tables.values()]
-    return markdown(wide.rename(columns={g: f"{g} ({n:,})" for g, n in sizes.items()}))
+    sizes = groups.sizes(tables["SNL, 2 % of the ReLUs"])["train_n"].items()
+    return markdown(wide.rename(columns={g: f"{g} ({n:,})" for g, n in sizes}))
 
 
 # The long table of :mod:`relufair.explain` ---------------------------------------------------------

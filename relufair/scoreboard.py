@@ -155,7 +155,12 @@ def origins() -> str:
 
 def answer() -> str:
     """The tables of the landing page, which it includes from ``answer.md``."""
-    parts = (f"Predicting {target}:\n\n{report.answer(target)}" for target in ("race", "age"))
+    heads = {
+        "race": "UTKFace, by race",
+        "age": "UTKFace, by age",
+        "object": "CIFAR-10, the five frequent classes and the five rare ones",
+    }
+    parts = (f"{head}:\n\n{report.answer(target)}" for target, head in heads.items())
     return "<!-- Written by `make claims` from data/results. -->\n\n" + "\n".join(parts)
 
 

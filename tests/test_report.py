@@ -65,8 +65,8 @@ def test_the_answer_has_the_rows_of_its_tallies():
     lines = report.answer("age").splitlines()
     assert len(lines) == 2 + 4 and lines[0].startswith("| lost, in % | 18–64 (")
     for line, own in zip(lines[2:4], ({}, {"method": "all_kept"}), strict=True):
-        assert report.lost(report.faces("age", **own))["13–17"] in line and line.endswith("| 2 |")
-    assert report.lost(report.faces("age", base="all_kept"))["65+"] in lines[4]
+        assert report.lost(report.tally("age", **own))["13–17"] in line and line.endswith("| 2 |")
+    assert report.lost(report.tally("age", base="all_kept"))["65+"] in lines[4]
 
 
 def test_the_pretty_table_has_every_number_of_the_summary():
@@ -217,10 +217,12 @@ def test_the_headline_figure_is_drawn_from_the_published_table(tmp_path):
 
 def test_pages_say_what_the_published_tables_say():
     """Their findings are the verdicts, word for word."""
-    verdict, table = report.verdict(report.faces("race")), report.answer("race")
+    verdict, table = report.verdict(report.tally("race")), report.answer("race")
     readme, landing = ((project_root() / p).read_text() for p in ("README.md", "book/index.md"))
     assert verdict in readme and verdict in landing and table in readme
     assert "```{include} answer.md\n```" in landing
+    objects = report.verdict(report.tally("object", base="all_kept"))
+    assert objects in readme and objects in landing
 
 
 def test_a_grid_that_was_not_run_says_so():
