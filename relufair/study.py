@@ -216,8 +216,9 @@ class AccuracyDrops:
         return line + (" --data DIR" if SOURCES[self.dataset].files else "")
 
     def rerun(self) -> str:
-        """That command, as Markdown for the end of a page."""
-        return f"To compute exactly this again:\n\n```bash\n{self.command()}\n```"
+        """That command, as Markdown for the end of a page, a line a parameter."""
+        lines = self.command().replace(" -p ", " \\\n    -p ")
+        return f"To compute exactly this again:\n\n```bash\n{lines}\n```"
 
 
 def words(run: Run | Pipeline) -> str:

@@ -405,4 +405,6 @@ def test_the_command_names_what_is_not_usual():
     assert faces.command() == (
         """relufair run accuracy_drops -p 'dataset="utkface"' -p 'budgets=[0.1, 0.02]' --data DIR"""
     )
-    assert f"```bash\n{faces.command()}\n```" in faces.rerun()
+    shown = faces.rerun()
+    assert f"```bash\n{faces.command()}\n```" in shown.replace(" \\\n    -p", " -p")
+    assert max(map(len, shown.splitlines())) < 80
