@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import click
 import nbformat
 import pandas as pd
 import pytest
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 
 from relufair import cli
 from relufair.sources import SOURCES
+from relufair.store import Damaged, NotPublished
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = cli.notebooks(ROOT)
@@ -453,6 +455,21 @@ def test_faces_are_not_downloaded(tmp_path):
     assert SOURCES["utkface"].how in result.stderr
 
 
+def test_data_are_described_where_only_published_results_are_read(monkeypatch):
+    monkeypatch.setenv("RELUFAIR_PUBLISHED", "1")
+    result = relufair("data", "digits")
+    assert result.exit_code == 0 and "1,797 images" in result.stdout
+
+
+@pytest.mark.parametrize("error", [Damaged("x is damaged"), NotPublished("splits", "x is missing")])
+def test_what_the_store_lacks_is_said_in_a_line(error):
+    def fails():
+        raise error
+
+    with pytest.raises(click.UsageError, match="x is"):
+        cli.usage(fails)
+
+
 def test_a_download_needs_a_folder_and_may_fail(tmp_path, monkeypatch):
     """Without a folder it is refused, without a network it says what it could not do."""
     from dataclasses import replace
@@ -609,8 +626,6 @@ def test_without_an_output_folder_there_is_a_new_one(failing, executed, monkeypa
 
 
 def test_two_runs_of_the_same_second_have_their_own_folders(tmp_path):
-    from relufair import cli
-
     names = [cli._new(tmp_path / "runs" / "mu_ablation-1").name for _ in range(3)]
     assert names == ["mu_ablation-1", "mu_ablation-1-2", "mu_ablation-1-3"]
 

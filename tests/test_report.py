@@ -273,3 +273,13 @@ def test_signs_stand_by_size_before_and_after_each_method():
     first = shown[plots.WORDS["gradient"]]
     assert list(first) == ["teacher", "SNL", "control with all ReLUs"]
     assert first.loc["few"].tolist() == ["1.5", "3.5", "7.5"]
+
+
+def test_halves_keep_what_names_a_row():
+    """Counts are summed over the classes of a half; tier, network and remedy stay."""
+    table = tally().assign(group=lambda t: t["group"].replace({"large": "a", "small": "b"}))
+    four = pd.concat([table, table.replace({"group": {"a": "c", "b": "d"}})])
+    found = report.halves(four)
+    assert list(found["group"].unique()) == ["a–b", "c–d"]
+    assert set(found) == set(table) and (found["n"] == 1100).all()
+    assert report.provenance(found) == report.provenance(table)
