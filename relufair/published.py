@@ -39,7 +39,7 @@ from relufair.store import (
     read_published,
     results_folder,
 )  # fmt: skip
-from relufair.study import identity, named, words
+from relufair.study import fact_by_budget, identity, named, words
 
 SMALL = {"row": np.int32, "label": np.uint8, "prediction": np.uint8, "group": np.uint8}
 SPLITS = ("validation", "test")
@@ -245,10 +245,9 @@ def _runs(folder: Path) -> list[Run]:
 def _counted(run: Run, store: Store) -> pd.DataFrame:
     """The tally of a run on both splits."""
     pipe = methods.pipeline(run, store, None)
-    networks = {pipe.units.get(units, 1.0): units for units in (None, *pipe.reached)}
     table = pd.concat([pipe.measure(name).assign(split=name) for name in SPLITS])
-    keys = {budget: pipe.key(units) for budget, units in networks.items()}
-    notes = {b: pipe.predictions(u).facts.get("note", "") for b, u in networks.items()}
+    keys = {pipe.units.get(units, 1.0): pipe.key(units) for units in (None, *pipe.reached)}
+    notes = fact_by_budget(pipe, "note", "")
     about = {"study": identity(run), "tier": _tier(run.schedule), "what": words(run)}
     own = {"key": table["budget"].map(keys), "note": table["budget"].map(notes)}
     return table.assign(**about, **own)

@@ -308,9 +308,14 @@ def measure(
     """The tally of one run, in any process."""
     pipe = methods.pipeline(run, store, folder)
     table = (_against(pipe, base) if base else pipe).measure(split)
-    networks = {pipe.units.get(units, 1.0): units for units in (None, *pipe.reached)}
-    commits = {b: pipe.predictions(u).facts.get("commit", "unknown") for b, u in networks.items()}
+    commits = fact_by_budget(pipe, "commit", "unknown")
     return table.assign(study=identity(run), commit=table["budget"].map(commits))
+
+
+def fact_by_budget(pipe: Pipeline, name: str, otherwise: str) -> dict[float, str]:
+    """A fact of the predictions of a run's networks by budget, the teacher's at 1."""
+    networks = {pipe.units.get(units, 1.0): units for units in (None, *pipe.reached)}
+    return {b: pipe.predictions(u).facts.get(name, otherwise) for b, u in networks.items()}
 
 
 def _against(pipe: Pipeline, base: str) -> Pipeline:
