@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from relufair import groups, plots
+from relufair.config import PLAIN, Remedy
 from relufair.store import Store, results_folder
 from relufair.words import (
     interval,
@@ -140,8 +141,32 @@ def lost(table: pd.DataFrame) -> pd.Series:
     change = groups.by_group(table[table["budget"] == table["budget"].min()])
     drops = change[change["measure"] == "relative_drop"].set_index("group")
     drops = drops.loc[[*groups.large_enough(table), groups.ALL]].rename({groups.ALL: "everyone"})
-    text = drops.apply(interval, axis=1)
-    return text.mask(drops.apply(side, axis=1) != 0, "**" + text + "**")
+    return _bold(drops)
+
+
+def gained(table: pd.DataFrame) -> dict[str, str]:
+    """What a remedy changes for the smallest and the largest group and for everyone, in points.
+
+    In Markdown: bold where the interval leaves out zero.
+
+    Args:
+        table: a tally of one method and remedy at one budget, whose base is the network without it.
+    """
+    large, small = groups.extremes(table)
+    gains = groups.by_group(table[table["budget"] < 1]).query("measure == 'gain'")
+    text = _bold(gains.set_index("group"))
+    return {
+        "smallest group": f"{small}: {text[small]}",
+        "largest group": f"{large}: {text[large]}",
+        "everyone": text[groups.ALL],
+        "seeds": str(table["seed"].nunique()),
+    }
+
+
+def _bold(rows: pd.DataFrame) -> pd.Series:
+    """Values with their intervals, bold where these leave out zero."""
+    text = rows.apply(interval, axis=1)
+    return text.mask(rows.apply(side, axis=1) != 0, "**" + text + "**")
 
 
 def _network(table: pd.DataFrame, budget: float) -> str:
@@ -416,6 +441,45 @@ def answer(target: str) -> str:
     return markdown(wide.rename(columns={g: f"{g} ({n:,})" for g, n in sizes}))
 
 
+def remedy() -> str:
+    """What the paper's remedy changes by all published comparisons: a table in Markdown.
+
+    First Algorithm 1, then as the released code has it: its penalty has no gradient, and the
+    distillation another weight. The last column is the multiplier of the smallest group in the
+    last epoch, averaged over seeds.
+    """
+    from relufair import studies
+
+    pair = {"seeds": [0, 1]}
+    age, students = {"target": "age"} | pair, {"methods": ["deepreduce"], "budgets": [0.1]} | pair
+    shown = {
+        "UTKFace, race": {},
+        "UTKFace, race, ResNet-34": {"arch": "resnet34", "width": 8} | pair,
+        "UTKFace, age": age,
+        "CIFAR-10, by halves": {"dataset": "cifar10", "target": "object"} | pair,
+        "UTKFace, race, DeepReDuce at 10 %": students,
+        "UTKFace, age, DeepReDuce at 10 %": age | students,
+        "as released: UTKFace, race": pair,
+        "as released: UTKFace, age": age,
+    }
+    rows = []
+    for name, changes in shown.items():
+        study = studies.published("mitigation", **{"budgets": [0.02]} | changes)
+        cure = study.cures()[1]
+        if name.startswith("as released"):
+            cure = Remedy("detached", study.mu, per_class=True)
+        found = studies.remedied(study, [PLAIN, cure])
+        paths = study.paths([cure], store=Store(published=True))
+        if study.target == "object":
+            paths["group"] = paths["group"].map(_halves(found["group"].unique()))
+            found = halves(found)
+        _, small = groups.extremes(found)
+        last = paths[(paths["quantity"] == "multiplier") & (paths["epoch"] == paths["epoch"].max())]
+        weight = last.loc[last["group"] == small, "value"].mean()
+        rows.append({"gains, in points": name} | gained(found) | {"multiplier": f"{weight:.2f}"})
+    return markdown(pd.DataFrame(rows))
+
+
 # The long table of :mod:`relufair.explain` ---------------------------------------------------------
 
 
@@ -518,13 +582,17 @@ def _three_digits(value: float) -> str:
 
 def halves(table: pd.DataFrame) -> pd.DataFrame:
     """A tally of classes as one of the first and the second half of them."""
-    names = table["group"].unique()
-    half = dict.fromkeys(names[: len(names) // 2], f"{names[0]}–{names[len(names) // 2 - 1]}")
-    half |= dict.fromkeys(names[len(names) // 2 :], f"{names[len(names) // 2]}–{names[-1]}")
     counts = ["train_n", "n", "correct", "base", "both"]
-    own = table.assign(group=table["group"].map(half))
+    own = table.assign(group=table["group"].map(_halves(table["group"].unique())))
     keys = [column for column in own if column not in counts]
     return own.groupby(keys, sort=False, as_index=False, dropna=False)[counts].sum()
+
+
+def _halves(names: Sequence[str]) -> dict[str, str]:
+    """The name of each class's half."""
+    middle = len(names) // 2
+    parts = names[:middle], names[middle:]
+    return {name: f"{part[0]}–{part[-1]}" for part in parts for name in part}
 
 
 def both_ways(tally: pd.DataFrame, rotated: pd.DataFrame | None) -> str:

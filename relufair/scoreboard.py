@@ -15,6 +15,7 @@ from relufair.claims import Claim
 from relufair.store import project_root
 from relufair.words import machine, markdown
 
+WRITTEN = "<!-- Written by `make claims` from data/results. -->\n\n"
 SCORE = """\
 <!-- Written by `make claims` from data/claims.yaml and data/verdicts.csv: change those. -->
 
@@ -154,14 +155,19 @@ def origins() -> str:
 
 
 def answer() -> str:
-    """The tables of the landing page, which it includes from ``answer.md``."""
+    """Who pays: the tables of the landing page, which it includes from ``answer.md``."""
     heads = {
         "race": "UTKFace, by race",
         "age": "UTKFace, by age",
         "object": "CIFAR-10, the five frequent classes and the five rare ones",
     }
     parts = (f"{head}:\n\n{report.answer(target)}" for target, head in heads.items())
-    return "<!-- Written by `make claims` from data/results. -->\n\n" + "\n".join(parts)
+    return WRITTEN + "\n".join(parts)
+
+
+def remedy() -> str:
+    """What the remedy changes: the table of the landing page, which it includes from ``remedy.md``."""
+    return WRITTEN + report.remedy()
 
 
 def save() -> None:
@@ -171,4 +177,5 @@ def save() -> None:
     plots.scoreboard(score()).savefig(root / "book" / "figures" / "scoreboard.png", dpi=160)
     (root / "book" / "ledger.md").write_text(page(), encoding="utf-8")
     (root / "book" / "answer.md").write_text(answer(), encoding="utf-8")
+    (root / "book" / "remedy.md").write_text(remedy(), encoding="utf-8")
     (root / "book" / "origins.md").write_text(origins(), encoding="utf-8")

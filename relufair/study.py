@@ -136,8 +136,14 @@ class AccuracyDrops:
         base: str | None = None,
     ) -> pd.DataFrame:
         """The tally of these ``runs`` on ``split``; the other arguments as those of :meth:`run`."""
-        if base is not None:  # of those that meet every budget
-            own = [m for m, pipe in methods.PIPELINES.items() if issubclass(pipe, Finetuned)]
+        if base is not None:
+            # Of those that meet every budget, or the same ones, as the runs' methods are kinds of them.
+            used = [methods.PIPELINES[run.method] for run in runs]
+            own = [
+                method
+                for method, pipe in methods.PIPELINES.items()
+                if issubclass(pipe, Finetuned) or all(issubclass(one, pipe) for one in used)
+            ]
             config.one_of("base", base, own)
         tally = partial(measure, store=store, folder=folder, split=split, base=base)
         plan = config.schedule(self.schedule, self.training)

@@ -564,6 +564,7 @@ def test_the_pages_show_the_published_verdicts(tmp_path, ledger):
     """Page and figure are current (``make claims``), each chapter's claims under its name."""
     assert (ROOT / "book" / "ledger.md").read_text(encoding="utf-8") == scoreboard.page()
     assert (ROOT / "book" / "answer.md").read_text(encoding="utf-8") == scoreboard.answer()
+    assert (ROOT / "book" / "remedy.md").read_text(encoding="utf-8") == scoreboard.remedy()
     assert (ROOT / "book" / "origins.md").read_text(encoding="utf-8") == scoreboard.origins()
     plots.scoreboard(scoreboard.score()).savefig(tmp_path / "new.png", dpi=160)
     committed = ROOT / "book" / "figures" / "scoreboard.png"

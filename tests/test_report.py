@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 from matplotlib.testing.compare import compare_images
 
-from relufair import groups, plots, report, theory
-from relufair.store import project_root, results_folder
+from relufair import groups, plots, report, studies, theory
+from relufair.config import Remedy
+from relufair.store import Store, project_root, results_folder
 
 RESULTS = sorted(results_folder().glob("*.csv"))
 TALLY = ["seed", "budget", "group", "train_n", "n", "correct", "base", "both"]
@@ -67,6 +68,30 @@ def test_the_answer_has_the_rows_of_its_tallies():
     for line, own in zip(lines[2:4], ({}, {"method": "all_kept"}), strict=True):
         assert report.lost(report.tally("age", **own))["13–17"] in line and line.endswith("| 2 |")
     assert report.lost(report.tally("age", base="all_kept"))["65+"] in lines[4]
+
+
+def test_what_a_remedy_gains_is_that_of_the_table_of_effects():
+    own = studies.remedied(
+        studies.published("mitigation", target="age", budgets=[0.02], seeds=[0, 1])
+    )
+    found, row = report.gained(own), report.effects(own).iloc[0]
+    assert found["smallest group"] == f"13–17: **{row['gain: 13–17 (smallest)']}**"
+    assert found["largest group"] == f"18–64: **{row['gain: 18–64 (largest)']}**"
+    assert row["gain: everyone"] in found["everyone"] and found["seeds"] == "2"
+
+
+def test_the_table_of_the_remedy_has_all_its_comparisons():
+    """Algorithm 1 and the released one; each line is what one comparison says."""
+    lines = report.remedy().splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines].count("| as released: UTKFace, age") == 1
+    age = studies.published("paper_and_code", target="age", budgets=[0.02], seeds=[0, 1])
+    own = age.penalties(store=Store(published=True))
+    own = own[(own["penalty"] == "detached") & (own["distillation"] == "1/C")]
+    assert " | ".join(report.gained(own).values()) in lines[-1]
+    paths = age.paths([Remedy("algorithm1", 0.1)], store=Store(published=True))
+    last = paths.query("quantity == 'multiplier' and epoch == 8 and group == '13–17'")
+    assert len(last) == 2 and lines[2].endswith(f"| {last['value'].mean():.2f} |")
+    assert len({line.split(" | ", 1)[1] for line in lines}) == len(lines) == 8
 
 
 def test_the_pretty_table_has_every_number_of_the_summary():
@@ -220,9 +245,17 @@ def test_pages_say_what_the_published_tables_say():
     verdict, table = report.verdict(report.tally("race")), report.answer("race")
     readme, landing = ((project_root() / p).read_text() for p in ("README.md", "book/index.md"))
     assert verdict in readme and verdict in landing and table in readme
-    assert "```{include} answer.md\n```" in landing
+    assert "```{include} answer.md\n```" in landing and "```{include} remedy.md\n```" in landing
     objects = report.verdict(report.tally("object", base="all_kept"))
     assert objects in readme and objects in landing
+    cells = [line.split(" | ")[1:3] for line in report.remedy().splitlines()[2:]]
+    settled = [["**" in cell for cell in row] for row in cells]
+    assert settled[:6] == [[False, False], *[[True, True]] * 5]
+    assert not any(
+        ": **−" in small or ": **" in large.replace(": **−", "") for small, large in cells
+    )
+    assert all("five of six networks" in page for page in (readme, landing))
+    assert settled[6:] == [[False, True]] * 2
 
 
 def test_a_grid_that_was_not_run_says_so():

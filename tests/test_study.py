@@ -380,6 +380,19 @@ def test_a_control_can_be_the_base(all_methods):
         study.run(store=store, base="deepreduce")
 
 
+def test_a_student_can_be_the_base_of_the_untaught(all_methods):
+    """They have the same ReLUs; the other way round, or of SNL, budgets might be missing."""
+    store, table = all_methods
+    plan = QUICK | {"student_epochs": 1}
+    study = make(methods=["deepreduce_untaught"], budgets=[0.5, 0.1, 0.02], training=plan)
+    found = study.run(store=store, base="deepreduce").set_index("budget")
+    assert found["base"].tolist() == table.loc["deepreduce", "correct"].tolist()
+    assert found["correct"].tolist() == table.loc["deepreduce_untaught", "correct"].tolist()
+    mixed = replace(study, methods=["deepreduce_untaught", "snl"])
+    with pytest.raises(ValueError, match="base='deepreduce'"):
+        mixed.run(store=store, base="deepreduce")
+
+
 def test_all_methods_are_taken_from_the_store(all_methods, monkeypatch):
     store, table = all_methods
     monkeypatch.setattr(pipeline.training, "fit", None)
