@@ -264,6 +264,39 @@ def choice(table: pd.DataFrame) -> str:
     return "\n\n".join([*said, f"({n_seeds(own['seed'].nunique())}, 95 % intervals.)"])
 
 
+def over_all(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """For people: in how many comparisons each remedy helps the worst group, and at what cost.
+
+    Args:
+        tables: tallies of one method, with each remedy once; each of their budgets is a comparison.
+    """
+    found = []
+    for table in tables:
+        own = table[table["budget"] < 1]
+        own = own.assign(method=own["remedy"].str.split().str[0])  # strengths may differ
+        worst = groups.disparity(own).query("measure == 'worst_gain'")
+        every = groups.by_group(own).query("measure == 'gain' and group == @groups.ALL")
+        every = every.set_index(["method", "budget"])["value"]
+        worst = worst.set_index(["method", "budget"])
+        found.append(worst.assign(side=worst.apply(side, axis=1), everyone=every))
+    by_remedy = pd.concat(found).groupby("method", sort=False)
+    wide = pd.DataFrame(
+        {
+            "comparisons": by_remedy.size(),
+            "seen to help": by_remedy["side"].agg(lambda s: (s > 0).sum()),
+            "seen to harm": by_remedy["side"].agg(lambda s: (s < 0).sum()),
+            "worst group: least to most": by_remedy["value"].agg(_from_to),
+            "everyone: least to most": by_remedy["everyone"].agg(_from_to),
+        }
+    )
+    wide = wide.sort_values("seen to help", ascending=False, kind="stable")
+    return wide.rename(index=named).rename_axis(index="remedy")
+
+
+def _from_to(values: pd.Series) -> str:
+    return f"{number(values.min())} to {number(values.max())}"
+
+
 def ranks(table: pd.DataFrame) -> pd.DataFrame:
     """For people: :func:`relufair.groups.signed_ranks`."""
     own = groups.signed_ranks(table).query("budget < 1")

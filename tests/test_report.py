@@ -70,6 +70,16 @@ def test_the_answer_has_the_rows_of_its_tallies():
     assert report.lost(report.tally("age", base="all_kept"))["65+"] in lines[4]
 
 
+def test_over_all_counts_the_comparisons_in_which_a_remedy_helps():
+    """Of 100 images of the smaller group 80 are right without any; strengths of a remedy may differ."""
+    first = pd.concat([tally(r).assign(remedy=c) for r, c in ((81, "cvar 0.2"), (88, "swa 0.5"))])
+    second = pd.concat([tally(r).assign(remedy=c) for r, c in ((20, "cvar 1"), (90, "swa 0.25"))])
+    shown = report.over_all([first, second])
+    assert shown.index.tolist() == ["SWA", "CVaR"]  # those that help first
+    assert shown.loc["SWA"].tolist() == [2, 2, 0, "8.0 to 10.0", "0.7 to 0.9"]
+    assert shown.loc["CVaR"].tolist() == [2, 0, 1, "−60.0 to 1.0", "−5.5 to 0.1"]
+
+
 def test_what_a_remedy_gains_is_that_of_the_table_of_effects():
     own = studies.remedied(
         studies.published("mitigation", target="age", budgets=[0.02], seeds=[0, 1])
