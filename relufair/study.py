@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,8 +68,7 @@ class AccuracyDrops:
         plan = config.schedule(self.schedule, self.training)
         if any("student" in config.METHODS[method] for method in self.methods):
             deepreduce.scaled(self.width, plan.student_scale)
-        net = models.build(self.arch, classes=2, channels=1, width=self.width)
-        relus = masks.total(tracing.masked(net, (1, self.choice.size, self.choice.size)))
+        relus = _relus(self.arch, self.width, self.choice.size)
         kept = [masks.units(budget, relus) for budget in self.budgets]
         if len(set(kept)) < len(kept):
             raise ValueError(
@@ -225,6 +224,13 @@ class AccuracyDrops:
         """That command, as Markdown for the end of a page, a line a parameter."""
         lines = self.command().replace(" -p ", " \\\n    -p ")
         return f"To compute exactly this again:\n\n```bash\n{lines}\n```"
+
+
+@lru_cache
+def _relus(arch: str, width: int, size: int) -> int:
+    """How many ReLUs a network has for images of this side; classes and channels change nothing."""
+    net = models.build(arch, classes=2, channels=1, width=width)
+    return masks.total(tracing.masked(net, (1, size, size)))
 
 
 def words(run: Run | Pipeline) -> str:
