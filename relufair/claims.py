@@ -10,7 +10,7 @@ on the claimed side    there, too       reproduced
 on the other side      there, too       not reproduced
 on neither             claimed side     partly; not settled
 on neither             other side       not reproduced; not settled
-(no test)                               not testable here
+(no test, or a group is never right)    not testable here
 (no rows)                               not yet run
 ===================== ================ =============================================================
 
@@ -43,7 +43,7 @@ from scipy import stats
 
 from relufair import bounds, words
 from relufair.config import TUNING
-from relufair.evidence import FEWEST, RELATIVE, TESTS, UNITS, NotRun, quotient
+from relufair.evidence import FEWEST, RELATIVE, TESTS, UNITS, NoNumber, NotRun, quotient
 from relufair.published import geometry, reported
 from relufair.sources import SOURCES
 from relufair.store import key_of, project_root, results_folder
@@ -215,14 +215,17 @@ def evaluate(claim: Claim, tables: Tables) -> Verdict:
     """
     if claim.table is None:
         return Verdict(claim.id, claim.definition, NOT_TESTABLE)
+    verdict, found = NOT_RUN, ""
     for tier in TIERS:
         try:
             return _evaluate(claim, tables, tier)
+        except NoNumber:
+            verdict, found = NOT_TESTABLE, "run, but a group is never right"
         except NotRun:
             continue
         except KeyError as error:
             raise ValueError(f"claim {claim.id!r}: arguments: no {error} in its rows") from None
-    return Verdict(claim.id, claim.definition, NOT_RUN)
+    return Verdict(claim.id, claim.definition, verdict, found=found)
 
 
 def _evaluate(claim: Claim, tables: Tables, tier: str) -> Verdict:
@@ -306,8 +309,8 @@ def _complete(chosen: list[pd.DataFrame], arguments: dict[str, Any]) -> list[pd.
 def _over_draws(draws: np.ndarray) -> tuple[float, float, float]:
     """The number, or the largest of several with the largest ends of their joint intervals."""
     draws = draws.reshape(len(draws), -1)
-    if np.isnan(draws[0]).any():  # of a group that is never right, or of groups that are all alike
-        raise NotRun
+    if np.isnan(draws[0]).any():
+        raise NoNumber
     tail = 2.5 / draws.shape[1]
     low, high = np.nanpercentile(draws[1:], [tail, 100 - tail], axis=0)
     return float(draws[0].max()), float(low.max()), float(high.max())

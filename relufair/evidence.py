@@ -29,6 +29,10 @@ class NotRun(Exception):
     """The rows that a test needs are not there."""
 
 
+class NoNumber(NotRun):
+    """The rows are there, and there is no such number: of a group that is never right."""
+
+
 # Tests on a tally ---------------------------------------------------------------------------------
 
 

@@ -136,14 +136,13 @@ class AccuracyDrops:
     ) -> pd.DataFrame:
         """The tally of these ``runs`` on ``split``; the other arguments as those of :meth:`run`."""
         if base is not None:
-            # Of those that meet every budget, or the same ones, as the runs' methods are kinds of them.
-            used = [methods.PIPELINES[run.method] for run in runs]
-            own = [
-                method
-                for method, pipe in methods.PIPELINES.items()
-                if issubclass(pipe, Finetuned) or all(issubclass(one, pipe) for one in used)
-            ]
-            config.one_of("base", base, own)
+            # It must have a network for each budget: DeepReDuce has them for its own kind alone.
+            kinds = methods.PIPELINES
+            students = all(issubclass(kinds[run.method], methods.DeepReDuce) for run in runs)
+            meeting = (Finetuned, methods.DeepReDuce) if students else Finetuned
+            config.one_of(
+                "base", base, [m for m, kind in kinds.items() if issubclass(kind, meeting)]
+            )
         tally = partial(measure, store=store, folder=folder, split=split, base=base)
         plan = config.schedule(self.schedule, self.training)
         same = plan == config.SCHEDULES[self.schedule]
@@ -228,7 +227,7 @@ class AccuracyDrops:
 
 @lru_cache
 def _relus(arch: str, width: int, size: int) -> int:
-    """How many ReLUs a network has for images of this side; classes and channels change nothing."""
+    """ReLUs of a network for images of this side; classes and channels change nothing."""
     net = models.build(arch, classes=2, channels=1, width=width)
     return masks.total(tracing.masked(net, (1, size, size)))
 

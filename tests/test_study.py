@@ -380,17 +380,28 @@ def test_a_control_can_be_the_base(all_methods):
         study.run(store=store, base="deepreduce")
 
 
-def test_a_student_can_be_the_base_of_the_untaught(all_methods):
-    """They have the same ReLUs; the other way round, or of SNL, budgets might be missing."""
+@pytest.mark.parametrize(
+    "pair", [("deepreduce_untaught", "deepreduce"), ("deepreduce", "deepreduce_untaught")]
+)
+def test_a_student_can_be_the_base_of_another(all_methods, pair):
+    """They have the same ReLUs; of SNL, whose budgets they may miss, they cannot be."""
     store, table = all_methods
+    method, base = pair
     plan = QUICK | {"student_epochs": 1}
-    study = make(methods=["deepreduce_untaught"], budgets=[0.5, 0.1, 0.02], training=plan)
-    found = study.run(store=store, base="deepreduce").set_index("budget")
-    assert found["base"].tolist() == table.loc["deepreduce", "correct"].tolist()
-    assert found["correct"].tolist() == table.loc["deepreduce_untaught", "correct"].tolist()
-    mixed = replace(study, methods=["deepreduce_untaught", "snl"])
-    with pytest.raises(ValueError, match="base='deepreduce'"):
-        mixed.run(store=store, base="deepreduce")
+    study = make(methods=[method], budgets=[0.5, 0.1, 0.02], training=plan)
+    found = study.run(store=store, base=base).set_index("budget")
+    assert found["base"].tolist() == table.loc[base, "correct"].tolist()
+    assert found["correct"].tolist() == table.loc[method, "correct"].tolist()
+    (run,) = study.runs()
+    pipes = [PIPELINES[name](replace(run, method=name), store, None) for name in pair]
+    for units in pipes[0].reached:
+        images = [
+            pipe.predictions(units).tables["images"].query("split == 'test'") for pipe in pipes
+        ]
+        right = [(own["prediction"] == own["label"]).to_numpy() for own in images]
+        assert found.loc[pipes[0].units[units], "both"].sum() == (right[0] & right[1]).sum()
+    with pytest.raises(ValueError, match=f"base='{base}'"):
+        replace(study, methods=[method, "snl"]).run(store=store, base=base)
 
 
 def test_all_methods_are_taken_from_the_store(all_methods, monkeypatch):
