@@ -34,6 +34,12 @@ def tally(minority_right=40, tier="ci", seeds=2):
     return pd.DataFrame(rows)
 
 
+@pytest.fixture(scope="module")
+def of_remedies():
+    """The rows of the landing page's table of the remedy."""
+    return report.remedy().splitlines()[2:]
+
+
 @pytest.fixture(autouse=True)
 def closed_figures():
     yield
@@ -95,9 +101,9 @@ def test_what_a_remedy_gains_is_that_of_the_table_of_effects():
     assert row["gain: everyone"] in found["everyone"] and found["seeds"] == "2"
 
 
-def test_the_table_of_the_remedy_has_what_its_runs_say():
+def test_the_table_of_the_remedy_has_what_its_runs_say(of_remedies):
     """Of the remedy as released, of a multiplier, and of classes by halves."""
-    lines = report.remedy().splitlines()[2:]
+    lines = of_remedies
     assert len({line.split(" | ", 1)[1] for line in lines}) == len(lines) == 8
     store = Store(published=True)
     age = studies.published("paper_and_code", target="age", budgets=[0.02], seeds=[0, 1])
@@ -273,9 +279,9 @@ def test_pages_say_what_the_published_tables_say():
     assert "five of the six networks" in readme and "five of the six networks" in landing
 
 
-def test_what_pages_say_of_the_remedy_is_what_its_table_says():
+def test_what_pages_say_of_the_remedy_is_what_its_table_says(of_remedies):
     """Five of six help the smallest and cost the largest; multipliers follow, but for one pair."""
-    cells = [line.strip(" |").split(" | ") for line in report.remedy().splitlines()[2:]]
+    cells = [line.strip(" |").split(" | ") for line in of_remedies]
     settled = [["**" in cell for cell in row[1:3]] for row in cells]
     assert settled == [[False, False], *[[True, True]] * 5, *[[False, True]] * 2]
     gains = [float(re.search(r"−?[\d.]+ (?=\[)", row[1])[0].replace("−", "-")) for row in cells[:6]]
