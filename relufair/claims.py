@@ -10,7 +10,8 @@ on the claimed side    there, too       reproduced
 on the other side      there, too       not reproduced
 on neither             claimed side     partly; not settled
 on neither             other side       not reproduced; not settled
-(no test, or a group is never right)    not testable here
+(no test)                               not testable here
+(a group never right) (no number)       not testable here
 (no rows)                               not yet run
 ===================== ================ =============================================================
 
