@@ -215,7 +215,7 @@ def test_a_search_that_ends_too_early_names_what_to_raise(tmp_path):
         ({"budgets": [1.5]}, "budget=1.5"),
         ({"budgets": [1e-6]}, "would leave none of the 3840 ReLUs"),
         ({"budgets": [0.1, 0.1]}, "budgets=.*none twice"),
-        ({"budgets": [0.5, 0.50001]}, "two of them keep as many ReLUs"),
+        ({"budgets": [0.5, 0.50001]}, "two of them keep as many ReLUs: \\[1920, 1920\\]"),
         ({"training": {"teacher_lr": float("inf")}}, "teacher_lr=inf"),
         ({"training": {"masks_lr": 0.02}}, "masks_lr.*at most 0.01"),
         ({"training": {"flip": 1}}, "flip=1: must be true or false"),
