@@ -583,10 +583,10 @@ def bounds(table: pd.DataFrame, tally: pd.DataFrame) -> pd.DataFrame:
         _three_digits(bound / excess) if excess > 0 else "no loss"
         for bound, excess in zip(own["bound"], own["excess loss"], strict=True)
     ]
-    own["holds"] = own["holds"].map(lambda share: f"{percent(share)} of seeds")
+    own["holds"] = own["holds"].map(percent)
     numbers = ["excess loss", "gradient term", "curvature term", "bound"]
     own[numbers] = own[numbers].map(_three_digits)
-    return shown(own, "budget", "group")
+    return shown(own, "budget", "group", holds="holds in, of seeds")
 
 
 def account(table: pd.DataFrame) -> pd.DataFrame:

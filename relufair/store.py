@@ -228,8 +228,6 @@ class Store:
             _NESTED.reset(nested)
         artifact.facts.setdefault("seconds", round(time.perf_counter() - start, 2))
         artifact.facts |= origin
-        # Laid out as it will be read: by the layout of images a network's sums are rounded.
-        artifact.arrays = _in_order(artifact.arrays)
         shutil.rmtree(self.path(kind, version, config), ignore_errors=True)  # holds no longer
         self.put(kind, version, config, artifact)
         shutil.rmtree(work, ignore_errors=True)
@@ -242,24 +240,22 @@ def _record(path: Path) -> None:
             file.write(f"{path.parent.name}/{path.name}\n")
 
 
-def _in_order(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(array, order="C") for name, array in arrays.items()}
-
-
 def _write(folder: Path, description: dict[str, Any], artifact: Artifact) -> None:
+    """Write an artifact's files, and leave it with the arrays and facts as they will be read."""
     facts = {
         "relufair": relufair.__version__,
         "python": platform.python_version(),
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     } | artifact.facts
     (folder / "config.json").write_text(json.dumps(description | {"facts": facts}, indent=1))
-    arrays = _in_order(artifact.arrays)
+    # Laid out as they will be read: by the layout of images a network's sums are rounded.
+    arrays = {name: np.asarray(array, order="C") for name, array in artifact.arrays.items()}
     save_file(arrays, folder / "arrays.safetensors")
     for name, table in artifact.tables.items():
         table.to_parquet(folder / f"{name}.parquet", index=False)
     sums = {path.name: checksum(path) for path in sorted(folder.iterdir())}
     (folder / "checksums.json").write_text(json.dumps(sums, indent=1))
-    artifact.facts = facts
+    artifact.arrays, artifact.facts = arrays, facts
 
 
 def _read_or_set_aside(path: Path) -> Artifact | None:

@@ -197,7 +197,7 @@ def test_the_bound_is_gradient_times_way_plus_half_the_curvature_times_its_squar
     shown = report.bounds(explain.bounds(table), sizes)
     assert list(shown.index) == [("50 %", "a"), ("10 %", "b"), ("10 %", "a")]  # by size
     assert shown.loc[("10 %", "a"), "factor"] == "3.5"
-    assert shown.loc[("50 %", "a"), "holds"] == "0 % of seeds"
+    assert shown.loc[("50 %", "a"), "holds in, of seeds"] == "0 %"
 
 
 def test_correlations_are_spearmans():
