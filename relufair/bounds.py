@@ -576,7 +576,7 @@ class Theory:
         ratio, cut = (self.losses["excess"] / self.losses["bound"]).max(), self.losses["cut"].max()
         yield "bound", _span([ratio]), ratio <= 1
         yield "cut", _span([cut]), cut <= 0
-        total = self.shares.groupby(["seed", "group"])["value"].sum().to_numpy()
+        total = self.shares.groupby(["seed", "group"], sort=False)["value"].sum().to_numpy()
         error = np.abs(total - self.losses["excess"]).max()
         yield "account", _span([error]), error <= TOLERANCE
 

@@ -12,10 +12,12 @@ on neither             claimed side     partly; not settled
 on neither             other side       not reproduced; not settled
 (no test)                               not testable here
 (a group never right) (no number)       not testable here
+(only odd runs)       (no number)       not testable here
 (no rows)                               not yet run
 ===================== ================ =============================================================
 
-A number on the threshold itself is not on the claimed side. A statement of theory has no interval: it
+A number on the threshold itself is not on the claimed side. Runs that are published with a note, as
+odd, decide nothing. A statement of theory has no interval: it
 is reproduced if it holds in every case computed, and not reproduced if one case contradicts it.
 
 Rows are of one tier and one width: of ``paper`` if it can answer with at least ``FEWEST`` seeds, else
@@ -24,8 +26,9 @@ of ``laptop``; those of ``ci`` never count. The intervals of accuracies are thos
 of each apart, so their intervals are wider than paired ones. Where the largest of several numbers
 counts, the intervals are Bonferroni's, so that chance alone does not make one stand out. Those of a
 quotient are Student's, over seeds, of its logarithm. Those of a measure of geometry's rank correlation
-come from redrawing the groups: five of them are the least for which that says anything. The rank
-correlation of drop and size is of these very groups, so its interval has only seeds and images redrawn.
+are for other groups (:func:`relufair.explain.rank_correlation`): five of them are the least for which
+that says anything. The rank correlation of drop and size is of these very groups, so its interval has
+only seeds and images redrawn.
 The tests are in :mod:`relufair.evidence`.
 """
 
@@ -44,7 +47,16 @@ from scipy import stats
 
 from relufair import bounds, words
 from relufair.config import TUNING
-from relufair.evidence import FEWEST, RELATIVE, TESTS, UNITS, NoNumber, NotRun, quotient
+from relufair.evidence import (
+    FEWEST,
+    RELATIVE,
+    TESTS,
+    UNITS,
+    NoNumber,
+    NotRun,
+    correlation,
+    quotient,
+)
 from relufair.published import geometry, reported
 from relufair.sources import SOURCES
 from relufair.store import key_of, project_root, results_folder
@@ -220,8 +232,8 @@ def evaluate(claim: Claim, tables: Tables) -> Verdict:
     for tier in TIERS:
         try:
             return _evaluate(claim, tables, tier)
-        except NoNumber:
-            verdict, found = NOT_TESTABLE, "run, but a group is never right"
+        except NoNumber as why:
+            verdict, found = NOT_TESTABLE, f"run, but {why}"
         except NotRun:
             continue
         except KeyError as error:
@@ -244,7 +256,7 @@ def _evaluate(claim: Claim, tables: Tables, tier: str) -> Verdict:
         chosen = _complete(chosen, arguments)
     turns = (rows.assign(turn=turn) for turn, rows in enumerate(chosen))
     first, *others = (test(rows, **arguments) for rows in turns)
-    estimate = _over_seeds if test is quotient else _over_draws
+    estimate = {quotient: _over_seeds, correlation: tuple}.get(test, _over_draws)
     found = estimate(first - others[0] if others else first)
     about["seeds"] = 0 if of == "sources" else min(rows["seed"].nunique() for rows in chosen)
     said = _said(*found, claim.unit)
@@ -261,6 +273,7 @@ def judge(number: float, low: float, high: float, least: float, most: float) -> 
     >>> judge(-1, -3, 2, 0, np.inf), judge(-1, -3, 0, 0, np.inf)
     (('not reproduced', False), ('not reproduced', True))
     """
+    number, low, high = np.nan_to_num((number, low, high), nan=np.nan)  # infinity is below infinity
     if least < low and high < most:
         return REPRODUCED, True
     if high <= least or most <= low:
@@ -282,6 +295,10 @@ def _select(table: pd.DataFrame, where: dict[str, Any], tier: str) -> pd.DataFra
             own = own[own[column] == _at(tier, value)]
     if own.empty:
         raise NotRun
+    if "note" in own:
+        odd, own = own.loc[own["note"] != "", "note"], own[own["note"] == ""]
+        if own.empty:
+            raise NoNumber("; ".join(odd.unique()))
     if "width" in own:
         own = own[own["width"] == own["width"].max()]
     if "study" in own and own["study"].nunique() > 1:
@@ -311,9 +328,11 @@ def _over_draws(draws: np.ndarray) -> tuple[float, float, float]:
     """The number, or the largest of several with the largest ends of their joint intervals."""
     draws = draws.reshape(len(draws), -1)
     if np.isnan(draws[0]).any():
-        raise NoNumber
+        raise NoNumber("a group is never right")
     tail = 2.5 / draws.shape[1]
-    low, high = np.nanpercentile(draws[1:], [tail, 100 - tail], axis=0)
+    with np.errstate(invalid="ignore"):
+        ends = np.nanpercentile(draws[1:], [tail, 100 - tail], axis=0)
+    low, high = np.nan_to_num(ends, nan=np.inf, posinf=np.inf)  # between two that are infinite
     return float(draws[0].max()), float(low.max()), float(high.max())
 
 
@@ -328,7 +347,8 @@ def _over_seeds(logs: pd.Series) -> tuple[float, float, float]:
 def _said(number: float, low: float, high: float, unit: str) -> str:
     row, digits = {"value": number, "low": low, "high": high}, DIGITS[unit]
     said = words.number(number, digits) if low == high else words.interval(row, digits)
-    return f"{said} {unit}".strip()
+    gain = " (a gain)" if unit == "%" and high < 0 else ""
+    return f"{said} {unit}{gain}".strip()
 
 
 def _about(rows: pd.DataFrame) -> str:
@@ -348,7 +368,7 @@ def published() -> dict[str, pd.DataFrame]:
     """
     folder = results_folder()
     tally, measures = reported(folder), geometry(folder)
-    tally = tally[~tally["what"].str.contains(", keep ")]
+    tally = tally[~tally["what"].str.contains(r", keep |, thinned test|, \d+ pixels")]
     counts = {name: own.expected for name, own in SOURCES.items() if own.expected}
     sources = pd.DataFrame({"source": counts.keys(), "images": counts.values()})
     return {

@@ -182,25 +182,26 @@ def run_notebook(
 
     # What a chapter without published results shows takes seconds: it is computed.
     published = tier == PUBLISHED and bool(parameters)
-    if published:
-        os.environ["RELUFAIR_PUBLISHED"] = "1"
     folder = usage(data_folder, data)
     if short not in STUDIES:
         raise click.UsageError(f"{path.name}: relufair.studies names no study of it")
     study = usage(STUDIES[short], **defaults(path) | parameters)
-    usage(study.check_data, folder)
+    variables = {"RELUFAIR_PUBLISHED": "1"} if published else {}
+    with environment(**variables):
+        usage(study.check_data, folder)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     if out and out.exists() and not out.is_dir():
         raise click.UsageError(f"out={str(out)!r}: is a file; name a folder")
     out = out.resolve() if out else _new(root / "runs" / f"{short}-{stamp}")
     out.mkdir(parents=True, exist_ok=True)
-    os.environ["RELUFAIR_OUT"] = str(out)
+    variables["RELUFAIR_OUT"] = str(out)
     if store := os.environ.get("RELUFAIR_STORE"):  # the notebook runs in the project's folder
-        os.environ["RELUFAIR_STORE"] = str(Path(store).resolve())
+        variables["RELUFAIR_STORE"] = str(Path(store).resolve())
     if folder:
-        os.environ["RELUFAIR_DATA"] = str(folder.resolve())
+        variables["RELUFAIR_DATA"] = str(folder.resolve())
     click.echo(f"Running {path.name} into {out}", err=True)
-    _execute(path, out / path.name, parameters, root, published)
+    with environment(**variables):
+        _execute(path, out / path.name, parameters, root, published)
     return out
 
 
@@ -248,7 +249,7 @@ def progress_shown() -> Iterator[None]:
         thread = threading.Thread(target=_follow, args=(path, done))
         thread.start()
         try:
-            with environment("RELUFAIR_PROGRESS", str(path)):
+            with environment(RELUFAIR_PROGRESS=str(path)):
                 yield
         finally:
             done.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,16 +20,17 @@ DATA = click.option("--data", help="Folder with the data sets (or set RELUFAIR_D
 
 
 @contextmanager
-def environment(name: str, value: str) -> Iterator[None]:
-    """Within it, the environment variable ``name`` has this value."""
-    before = os.environ.get(name)
-    os.environ[name] = value
+def environment(**variables: str) -> Iterator[None]:
+    """Within it, these environment variables have these values."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @click.group()
@@ -44,7 +46,7 @@ def results() -> None:
 def export(notebook: str, given: tuple[str, ...], tier: str | None, data: str | None) -> None:
     """Run NOTEBOOK as `relufair run` does, and publish what its page needs.
 
-    Tables and facts go into data/results; images and weights do not. What is published already stays.
+    Tables and facts go into data/results; images and weights do not. Other published results stay.
     """
     from relufair import cli
 
@@ -55,7 +57,7 @@ def export(notebook: str, given: tuple[str, ...], tier: str | None, data: str | 
     with cli.interruptible(), tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "record"
         record.touch()
-        with environment("RELUFAIR_RECORD", str(record)):
+        with environment(RELUFAIR_RECORD=str(record)):
             out = cli.run_notebook(notebook, given, tier, data, None)
         _publish(record.read_text().split())
     click.echo(out)
@@ -72,10 +74,11 @@ def _publish(recorded: list[str]) -> None:
 
 
 @results.command()
-def verify() -> None:
+@click.option("--names", is_flag=True, help="Name all that is stale.")
+def verify(names: bool) -> None:
     """Compare the published files with the manifest, the tally and the present code.
 
-    Damage is an error. Results that the present code might compute otherwise are only listed.
+    Damage is an error. Results that the present code might compute otherwise are only counted.
     """
     from relufair import verification
 
@@ -83,8 +86,10 @@ def verify() -> None:
     for damage in found.damage:
         click.echo(f"DAMAGED {damage}")
     for reason, artifacts in found.stale.items():
-        click.echo(f"Stale, {reason}: {len(artifacts)}")
-        for name in artifacts:
+        kinds = Counter(name.partition("/")[0] for name in artifacts)
+        counts = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+        click.echo(f"Stale, {reason}: {len(artifacts)} ({counts})")
+        for name in artifacts if names else ():
             click.echo(f"  {name}")
     for outcome in found.computed:
         click.echo(f"Computed anew by this code: {outcome}")

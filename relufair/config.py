@@ -162,6 +162,10 @@ class Schedule:
     flip: bool = False
 
     def __post_init__(self) -> None:
+        for setting in fields(self):  # 4 is 4.0, also in a key
+            value = getattr(self, setting.name)
+            if setting.type == "float" and type(value) is int:
+                object.__setattr__(self, setting.name, float(value))
         one_of("growth_rule", self.growth_rule, ("stagnation", "every"))
         yes_or_no("flip", self.flip)
         for name, value in asdict(self).items():

@@ -1,8 +1,8 @@
 """The tests of the ledger: what number in which table speaks for or against a claim.
 
-A test gets the rows of one table and returns its number: on a tally and in a :func:`correlation` as an
-array (1 + draws,), of which the first is the number as counted and the others are redrawn, or
-(1 + draws, k) where the largest of k numbers counts; in a :func:`quotient` as a logarithm a seed.
+A test gets the rows of one table and returns its number: on a tally as an array (1 + draws,), of which
+the first is the number as counted and the others are redrawn, or (1 + draws, k) where the largest of k
+numbers counts; in a :func:`quotient` as a logarithm a seed; in a :func:`correlation` with its interval.
 :mod:`relufair.claims` makes intervals and verdicts of them.
 """
 
@@ -16,9 +16,10 @@ import pandas as pd
 from scipy import stats
 
 from relufair import bounds, groups
+from relufair.explain import rank_correlation
 
 FEWEST = 2  # seeds, below which nothing is said
-FEWEST_GROUPS = 5  # below which redrawing them says nothing
+FEWEST_GROUPS = 5  # below which even perfect order is no evidence of one
 # Of each test's number; those not named here are differences in points.
 RELATIVE = "points of relative drop"
 UNITS = {"images": "images", "changed": "images", "ratio": "times", "quotient": "times", "order": "",
@@ -30,7 +31,7 @@ class NotRun(Exception):
 
 
 class NoNumber(NotRun):
-    """The rows are there, and there is no such number: of a group that is never right."""
+    """The rows are there, and no such number: a group is never right, or all its runs are odd."""
 
 
 # Tests on a tally ---------------------------------------------------------------------------------
@@ -73,9 +74,14 @@ def level(
 
 
 def ratio(rows: pd.DataFrame, group: str, budget: float, since: float) -> np.ndarray:
-    """Relative drop of a group at a budget, in multiples of that at ``since``; 0 if it had none."""
+    """Relative drop of a group at a budget, in multiples of that at ``since``.
+
+    Where it had none there, a drop is infinitely many times as large, and none is 0 times.
+    """
     after, before = _measured(rows, "relative_drop", [budget, since])[group].T
-    return np.where(before > 0, after / np.where(before > 0, before, 1), 0)
+    grown = np.where(after > 0, np.inf, 0)
+    times = np.where(before > 0, after / np.where(before > 0, before, 1), grown)
+    return np.where(np.isnan(after + before), np.nan, times)
 
 
 def excess(
@@ -185,7 +191,7 @@ def correlation(
     rows: pd.DataFrame, measure: str, budget: float, outcome: str, at: float | None = None,
     split: str = "train",
 ) -> np.ndarray:  # fmt: skip
-    """Rank correlation over groups, averaged over seeds, of a measure with an outcome at a budget.
+    """Rank correlation over groups of a measure with an outcome at a budget.
 
     Args:
         rows: the long table of :mod:`relufair.explain`, with the outcomes of
@@ -196,18 +202,18 @@ def correlation(
         at: budget of the measure.
 
     Returns:
-        An array (1 + draws,), of all groups, and of groups redrawn.
+        The number and the ends of its interval, by :func:`relufair.explain.rank_correlation`.
     """
     x = _by_seed(rows, measure, split, budget if at is None else at)
     own = rows[rows["budget"] == budget].groupby(["seed", "group"])[outcome].first()
     y = own.dropna().unstack("group")
-    seeds, names = x.index.intersection(y.index), list(y.columns)
-    if len(seeds) < FEWEST or len(names) < FEWEST_GROUPS:
+    seeds = x.index.intersection(y.index)
+    if len(seeds) < FEWEST or y.shape[1] < FEWEST_GROUPS:
         raise NotRun
-    rng, every = np.random.default_rng(0), np.arange(len(names))
-    index = np.concatenate([every[None], rng.integers(len(names), size=(1000, len(names)))])
-    x, y = (table.loc[seeds, names].to_numpy()[:, index] for table in (x, y))
-    return _spearman(x, y).mean(0)
+    found = np.array(list(rank_correlation(x.loc[seeds], y.loc[seeds].mean()).values()))
+    if np.isnan(found).any():
+        raise NoNumber("the groups do not differ")
+    return found
 
 
 def holds(rows: pd.DataFrame, statements: Sequence[str], expected: str = "holds") -> pd.DataFrame:

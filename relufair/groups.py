@@ -42,12 +42,17 @@ def tally(
         groups: (n,), places in ``names``.
         names: of the groups.
 
+    Raises:
+        ValueError: if a group has the name that stands for everyone.
+
     >>> right, base = np.array([True, False, False]), np.array([True, True, False])
     >>> tally(right, base, np.array([0, 0, 1]), ("a", "b"))
       group  n  correct  base  both
     0     a  2        1     2     1
     1     b  1        0     0     0
     """
+    if ALL in names:
+        raise ValueError(f"group={ALL!r}: this name stands for everyone; give the group another")
     flags = {"n": np.ones_like(correct), "correct": correct, "base": base, "both": correct & base}
     counts = {
         name: np.bincount(groups, flag, minlength=len(names)).astype(int)

@@ -143,12 +143,18 @@ class AllKept(Matched, Finetuned):
 
         work = self.store.workplace("snapshot", VERSIONS["snapshot"], self.longer_config)
         checkpoint = work / f"checkpoint-{max(missing)}"
+        milestones = Milestones(plan.temperature, set(missing), keep)
         training.fit(
-            net, self.taught, Milestones(plan.temperature, set(missing), keep),
+            net, self.taught, milestones,
             training.adam(net, plan.search_lr, plan.masks_lr),
             epochs=plan.search_max_epochs, batch=plan.search_batch, seed=(self.run.seed, 1),
             flip=plan.flip, checkpoint=checkpoint, label=f"seed {self.run.seed}: all ReLUs, as long",
         )  # fmt: skip
+        if milestones.steps < max(missing):
+            raise RuntimeError(
+                f"search_max_epochs={plan.search_max_epochs}: {milestones.steps} steps, and SNL took "
+                f"{max(missing)}. Allow as many epochs as for SNL"
+            )
         shutil.rmtree(work)
 
 

@@ -154,7 +154,8 @@ class Ablation(Remedied):
         """
         logs = self.paths(self.cures(), folder, store).query("quantity == 'loss'")
         keys = ["method", "remedy", "seed", "budget", "group"]
-        own = logs[logs["epoch"] == logs["epoch"].max()].set_index(keys)["value"]
+        last = logs.groupby("method")["epoch"].transform("max")  # methods differ in their epochs
+        own = logs[logs["epoch"] == last].set_index(keys)["value"]
         tables = self._in_turn(self._pipelines(self.cures(), folder, store), _whole)
         whole = pd.concat(tables, ignore_index=True).set_index(keys)["whole"]
         return pd.concat([own.rename("own"), whole], axis=1, join="inner").reset_index()
@@ -250,9 +251,8 @@ def _losses(pipe: Trained, units: int, _: Path) -> pd.DataFrame:
     z = training.logits(pipe.net(units), taught)
     every = torch.arange(len(taught), device=z.device)
     batch = Batch(z, taught.labels, taught.groups, every, taught.teacher[0])
-    each = Distillation(**pipe.recipe.loss).each(batch)
-    sizes = torch.bincount(taught.groups).double()
-    losses = (torch.bincount(taught.groups, each.double()) / sizes).tolist()
+    each, groups = Distillation(**pipe.recipe.loss).each(batch).cpu(), taught.groups.cpu()
+    losses = (torch.bincount(groups, each.double()) / torch.bincount(groups)).tolist()
     return pd.DataFrame({"group": pipe.splits.train.group_names, "whole": losses})
 
 

@@ -188,7 +188,7 @@ def before_after(table: pd.DataFrame, tally: pd.DataFrame, note: str = "") -> Fi
         tally: of the same runs.
         note: to stand below.
     """
-    measures = {"gradient": "gradient norm", "margin": "logit margin", "gap": "softmax gap"}
+    measures = {"gradient": "gradient norm", "margin": "logit margin", "gap": "softmax margin"}
     looks = styles(tally, every=True)
     figure, (axes,) = _figure(len(measures), note)
     budgets = sorted(table["budget"].unique(), reverse=True)
@@ -506,7 +506,7 @@ WORDS = {
     "eigenvalue": "largest Hessian eigenvalue",
     "refined": "distance to the boundary (image space)",
     "margin": "distance to the boundary (logit margin)",
-    "gap": "distance to the boundary (softmax gap)",
+    "gap": "distance to the boundary (softmax margin)",
     "change": "distance from the teacher's weights",
     "released_gradient": "released code's gradient norm",
     "released_eigenvalue": "released code's eigenvalue",

@@ -67,7 +67,7 @@ def export(
             over.
         folder: of the published results; by default the project's.
         facts: by name, facts to add, such as a ``note`` on what is odd. What an artifact says of itself
-            stays as it is.
+            stays as it is, and so does the note that it was published with.
 
     Returns:
         Which runs are not in the tally, and why.
@@ -76,13 +76,21 @@ def export(
     for name in sorted(set(recorded)):
         if not name.startswith("images/"):
             about, artifact = read_artifact(store.root / name)
-            about["facts"] = facts.get(name, {}) | about["facts"]
-            _publish(about, artifact, folder / "artifacts" / name)
+            place = folder / "artifacts" / name
+            about["facts"] = _noted(place) | facts.get(name, {}) | about["facts"]
+            _publish(about, artifact, place)
     table, notes = rebuild(folder)
     table.to_parquet(folder / "tally.parquet", compression="zstd", index=False)
     entries = [json.dumps(entry, sort_keys=True) for entry in manifest(folder)]
-    (folder / "manifest.json").write_text("[\n" + ",\n".join(entries) + "\n]\n")
+    (folder / "manifest.json").write_text("[\n" + ",\n".join(entries) + "\n]\n", newline="\n")
     return notes
+
+
+def _noted(place: Path) -> dict[str, str]:
+    """The note of an artifact that is published already, where it has one."""
+    path = place.with_suffix(".json")
+    facts = json.loads(path.read_text())["facts"] if path.exists() else {}
+    return {"note": facts["note"]} if "note" in facts else {}
 
 
 def _publish(about: dict[str, Any], artifact: Artifact, place: Path) -> None:
@@ -98,7 +106,7 @@ def _publish(about: dict[str, Any], artifact: Artifact, place: Path) -> None:
         table.to_parquet(path, compression="zstd", index=False, **how)
         sums[name] = checksum(path)
     text = json.dumps(about | {"tables": sums}, indent=1, sort_keys=True)
-    place.with_suffix(".json").write_text(text + "\n")
+    place.with_suffix(".json").write_text(text + "\n", newline="\n")
 
 
 def _compact(table: pd.DataFrame) -> pd.DataFrame:

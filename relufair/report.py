@@ -115,9 +115,18 @@ def verdict(table: pd.DataFrame, budget: float | None = None, method: str | None
     drops = groups.by_group(table).query("measure == 'relative_drop' and budget == @budget")
     drops = drops.set_index("group")
     excess = groups.disparity(table).query("measure == 'excess' and budget == @budget").iloc[0]
+    if small == large:
+        return (
+            f"**There is one group alone:** with {_network(table, budget)}, *{small}* "
+            f"{_lost(drops.loc[small])} % of its accuracy."
+        )
     if never := [g for g in (small, large) if np.isnan(drops.loc[g, "value"])]:
-        names = " and ".join(f"*{group}*" for group in never)
-        return f"**No relative drop can be given:** with all ReLUs, {names} is never right."
+        seen = groups.sizes(table)["n"]
+        parts = (
+            f"with all ReLUs, *{g}* is never right" if seen[g] else f"*{g}* has no test images"
+            for g in never
+        )
+        return f"**No relative drop can be given:** {' and '.join(parts)}."
     if side(excess) > 0:
         answer = "**The smallest group falls further than the largest.**"
     elif side(excess) < 0:
@@ -139,10 +148,14 @@ def lost(table: pd.DataFrame) -> pd.Series:
     Args:
         table: a tally of one method.
     """
-    change = groups.by_group(table[table["budget"] == table["budget"].min()])
-    drops = change[change["measure"] == "relative_drop"].set_index("group")
-    drops = drops.loc[[*groups.large_enough(table), groups.ALL]].rename({groups.ALL: "everyone"})
-    return _bold(drops)
+    return _bold(_over_groups(table, table["budget"].min(), "relative_drop"))
+
+
+def _over_groups(table: pd.DataFrame, budget: float, measure: str) -> pd.DataFrame:
+    """A measure with its interval, a row a group, largest first, and then for everyone."""
+    found = groups.by_group(table[table["budget"] == budget])
+    own = found[found["measure"] == measure].set_index("group")
+    return own.loc[[*groups.large_enough(table), groups.ALL]].rename({groups.ALL: "everyone"})
 
 
 def gained(table: pd.DataFrame) -> dict[str, str]:
@@ -443,35 +456,41 @@ PUBLISHED = {  # by target: where the published runs differ from those of race
 }
 
 
-def tally(target: str, method: str = "snl", base: str | None = None) -> pd.DataFrame:
+def tally(
+    target: str, method: str = "snl", base: str | None = None, by: str = "label"
+) -> pd.DataFrame:
     """The published tally of UTKFace (``race`` or ``age``) or CIFAR-10 (``object``, by halves).
 
     Of SNL, ``deepreduce`` (at 10 %, not of objects) or ``all_kept``; where this is the ``base``, of
-    SNL at 2 % against it.
+    SNL at 2 % against it. That of ``age`` also ``by`` race or gender instead of the label.
     """
     from relufair import studies
 
     there = dict(PUBLISHED[target])
     there |= {"budgets": [0.02]} if "all_kept" in (method, base) else {}
     there |= {"budgets": [0.1], "seeds": [0, 1]} if method == "deepreduce" else {}
-    study = studies.published("accuracy_drops", target=target, methods=[method], **there)
+    study = studies.published("accuracy_drops", target=target, groups=by, methods=[method], **there)
     found = study.run(store=Store(published=True), base=base)
     return halves(found) if target == "object" else found
 
 
-def answer(target: str) -> str:
-    """What each group loses by all published comparisons: a table in Markdown."""
+def answer(target: str, by: str = "label") -> str:
+    """How accurate each group is, and what it loses by all published comparisons: in Markdown."""
+    first = tally(target, by=by)
     tables = {
-        "SNL, 2 % of the ReLUs": tally(target),
-        "control: all ReLUs, trained as long": tally(target, "all_kept"),
-        "SNL, 2 %, against the control": tally(target, base="all_kept"),
+        "lost by SNL, 2 % of the ReLUs": first,
+        "lost by the control: all ReLUs, trained as long": tally(target, "all_kept", by=by),
+        "lost by SNL, 2 %, against the control": tally(target, base="all_kept", by=by),
     }
     if target != "object":
-        tables["DeepReDuce, 10 % of the ReLUs"] = tally(target, "deepreduce")
-    rows = {name: lost(own) for name, own in tables.items()}
-    wide = pd.DataFrame(rows).T.rename_axis(index="lost, in %").reset_index()
-    wide["seeds"] = [own["seed"].nunique() for own in tables.values()]
-    sizes = groups.sizes(tables["SNL, 2 % of the ReLUs"])["train_n"].items()
+        tables["lost by DeepReDuce, 10 % of the ReLUs"] = tally(target, "deepreduce", by=by)
+    right = {
+        "accuracy with all ReLUs": _over_groups(first, 1.0, "accuracy").apply(interval, axis=1)
+    }
+    rows = right | {name: lost(own) for name, own in tables.items()}
+    wide = pd.DataFrame(rows).T.rename_axis(index="in %").reset_index()
+    wide["seeds"] = [own["seed"].nunique() for own in (first, *tables.values())]
+    sizes = groups.sizes(first)["train_n"].items()
     return markdown(wide.rename(columns={g: f"{g} ({n:,})" for g, n in sizes}))
 
 
@@ -543,10 +562,12 @@ def thinned(table: pd.DataFrame) -> pd.DataFrame:
 def signs(table: pd.DataFrame) -> pd.DataFrame:
     """For people: each group's gradient and distance before and by each method; means over seeds.
 
+    The gradient is the one free of the weights' scale, for networks are compared.
+
     Args:
         table: the long table of :mod:`relufair.explain` with all ReLUs and with one budget.
     """
-    own = table[(table["split"] == "train") & table["measure"].isin(["gradient", "refined"])]
+    own = table[(table["split"] == "train") & table["measure"].isin(["scaled_gradient", "refined"])]
     own = own.assign(network=own["method"].map(named).mask(own["budget"] == 1, "teacher"))
     own = own.assign(measure=own["measure"].map(plots.WORDS))
     wide = own.pivot_table("value", "group", ["measure", "network"], sort=False)

@@ -23,7 +23,7 @@ SCORE = """\
 :alt: {alternative}
 :width: 100%
 
-{alternative} {{doc}}`/book/claims` lists them.
+{alternative} {kinds} {{doc}}`/book/claims` lists them.
 ```
 
 <!-- The score ends here. -->
@@ -56,6 +56,18 @@ def alternative(counts: pd.DataFrame) -> str:
             f"{row.sum()} {verdict}" + (said or (", none of them settled" if open_ else ""))
         )
     return f"Of {counts.to_numpy().sum()} claims: {'; '.join(parts)}."
+
+
+def kinds() -> str:
+    """How many of the claims that hold ask nothing of the trained networks, in a sentence."""
+    kind = {claim.id: claim.table["of"] for claim in claims.load() if claim.table}
+    found = claims.verdicts()
+    of = found.index[found["verdict"] == claims.REPRODUCED].map(kind).value_counts()
+    data, theory, toy = (of.get(name, 0) for name in ("sources", "theory", "toy"))
+    return (
+        f"Of those reproduced, {data} are about the data sets, {theory} about theory, and {toy} about "
+        "the toy problem."
+    )
 
 
 def ledger(chapter: str | None = None) -> pd.DataFrame:
@@ -103,7 +115,8 @@ def _rule(claim: Claim) -> str:
 
 def page() -> str:
     """The score and the tables of the page ``book/claims.md``, which it includes from ``ledger.md``."""
-    parts = [SCORE.format(alternative=alternative(score()), runs=_runs())]
+    head = {"alternative": alternative(score()), "kinds": kinds(), "runs": _runs()}
+    parts = [SCORE.format(**head)]
     for chapter, own in ledger().groupby("chapter", sort=False):
         parts.append(f"## {_title(chapter)}\n\n{markdown(own.drop(columns='chapter'))}")
     return "\n".join(parts)

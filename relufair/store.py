@@ -18,8 +18,8 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 import relufair
 from relufair import provenance
@@ -135,7 +135,9 @@ class Store:
         self._check_writable(kind, version, config)
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"{kind}-{key_of(kind, version, config)}")
+        # Like all that is written, it has the rights of the user's umask: a store can be shared.
+        rights = folder.stat().st_mode & 0o666
+        return FileLock(folder / f"{kind}-{key_of(kind, version, config)}", mode=rights)
 
     def _check_writable(self, kind: str, version: int, config: Mapping[str, Any]) -> None:
         if self.published:
@@ -167,7 +169,8 @@ class Store:
         self._check_writable(kind, version, config)
         path = self.path(kind, version, config)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        partial = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        partial.mkdir()
         try:
             _write(partial, {"kind": kind, "version": version, "config": dict(config)}, artifact)
             partial.rename(path)
@@ -250,7 +253,7 @@ def _write(folder: Path, description: dict[str, Any], artifact: Artifact) -> Non
     (folder / "config.json").write_text(json.dumps(description | {"facts": facts}, indent=1))
     # Laid out as they will be read: by the layout of images a network's sums are rounded.
     arrays = {name: np.asarray(array, order="C") for name, array in artifact.arrays.items()}
-    save_file(arrays, folder / "arrays.safetensors")
+    (folder / "arrays.safetensors").write_bytes(save(arrays))
     for name, table in artifact.tables.items():
         table.to_parquet(folder / f"{name}.parquet", index=False)
     sums = {path.name: checksum(path) for path in sorted(folder.iterdir())}
@@ -272,7 +275,7 @@ def _read(folder: Path) -> Artifact:
     try:
         sums = json.loads((folder / "checksums.json").read_text())
         wrong = [name for name, value in sums.items() if checksum(folder / name) != value]
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # others are no damage
         raise Damaged(f"{folder} is incomplete ({error})") from error
     if wrong:
         raise Damaged(f"{folder} is damaged ({', '.join(wrong)})")
@@ -282,7 +285,7 @@ def _read(folder: Path) -> Artifact:
             {path.stem: pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))},
             json.loads((folder / "config.json").read_text())["facts"],
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (ValueError, KeyError, SafetensorError) as error:
         raise Damaged(f"{folder} cannot be read ({error})") from error
 
 

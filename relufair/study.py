@@ -237,6 +237,8 @@ def words(run: Run | Pipeline) -> str:
     run = getattr(run, "run", run)
     choice = run.choice
     kept = "" if choice.keep == "paper" else f", keep {choice.keep}"
+    kept += ", thinned test" if choice.keep_in_test else ""
+    kept += "" if choice.size == SOURCES[choice.dataset].size else f", {choice.size} pixels"
     return f"{choice.dataset}, {choice.target} by {choice.groups}{kept} · {run.arch}, width {run.width}"
 
 
@@ -268,6 +270,12 @@ class GradientsAndCurvature(AccuracyDrops):
     def __post_init__(self) -> None:
         super().__post_init__()
         config.whole("sample", self.sample, 2)
+        measurable = [m for m, kind in methods.PIPELINES.items() if issubclass(kind, Finetuned)]
+        if not set(measurable) & set(self.methods):
+            raise ValueError(
+                f"methods={list(self.methods)}: one of them must keep the teacher's weights, which are "
+                f"{', '.join(measurable)}"
+            )
 
     def explain(self, folder: Path | None = None, store: Store | None = None) -> pd.DataFrame:
         """The long table of :mod:`relufair.explain`, computing what is missing.

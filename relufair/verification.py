@@ -177,8 +177,8 @@ def check(key: str, store: Store, folder: Path | None, results: Path | None = No
         results: the folder of the published results.
 
     Raises:
-        ValueError: for a key that names none or several, predictions whose run is unknown, or data
-            that are not those of the published run.
+        ValueError: for a key that names none or several, predictions whose run is unknown, data that
+            are not those of the published run, or a store that holds what was published itself.
     """
     results = results or results_folder()
     found = [a for a in described(results, "predictions") if a["key"].startswith(key)]
@@ -194,10 +194,25 @@ def check(key: str, store: Store, folder: Path | None, results: Path | None = No
         raise ValueError(
             f"data={pipe.splits.digest[:12]!r}: the published run had {run['data'][:12]!r}"
         )
+    if own := next(_held(store, results), None):
+        raise ValueError(
+            f"store={str(store.root)!r}: holds {own} as it was published, so it would not be computed "
+            "anew; name an empty or a new folder"
+        )
     _, then = read_published(results, "predictions", found[0]["key"])
     again = pipe.predictions(units)
     outcome = compare(then.tables["images"], again.tables["images"], pipe.splits.test)
     return replace(outcome, key=found[0]["key"], facts=again.facts)
+
+
+def _held(store: Store, results: Path) -> Iterator[str]:
+    """The published artifacts that are in ``store`` themselves, and not computed anew."""
+    for about in described(results):
+        name = f"{about['kind']}/{about['key']}"
+        place = store.root / name / "config.json"
+        if about["kind"] != "splits" and place.exists():  # no network is trained for these
+            if json.loads(place.read_text())["facts"]["written"] == about["facts"]["written"]:
+                yield name
 
 
 def keep(found: Check, results: Path | None = None) -> None:
@@ -208,7 +223,7 @@ def keep(found: Check, results: Path | None = None) -> None:
     said |= {name: found.facts[name] for name in ("written", "commit", "device", "sources")}
     others = [entry for entry in kept(results) if entry["key"] != found.key]
     lines = [json.dumps(entry, sort_keys=True) for entry in [*others, said]]
-    (results / "checks.json").write_text("[\n" + ",\n".join(lines) + "\n]\n")
+    (results / "checks.json").write_text("[\n" + ",\n".join(lines) + "\n]\n", newline="\n")
 
 
 def kept(results: Path) -> list[dict[str, Any]]:

@@ -63,9 +63,13 @@ def number(value: float, digits: int = 1, sign: str = "") -> str:
 
     >>> number(-0.04), number(-1234.5), number(0.3, sign="+"), number(float("nan"))
     ('0.0', '−1,234.5', '+0.3', '—')
+    >>> number(float("inf"))
+    '∞'
     """
     if np.isnan(value):
         return "—"
+    if np.isinf(value):
+        return "∞" if value > 0 else "−∞"
     return f"{round(value, digits) + 0.0:{sign},.{digits}f}".replace("-", "−")
 
 

@@ -627,7 +627,20 @@ def test_a_network_computed_anew_agrees_with_itself(made, exported, tmp_path):
     assert (tmp_path / "finetune").is_dir()
 
 
-def test_tampered_predictions_do_not_agree(made, copied):
+@pytest.fixture(scope="module")
+def afresh(made, exported, tmp_path_factory):
+    """A store in which a published network and its teacher have been computed anew."""
+    store, pipe = Store(tmp_path_factory.mktemp("afresh")), pipe_of(made[0])
+    verification.check(pipe.key(units_of(pipe)), store, None, exported)
+    return store
+
+
+def test_what_was_published_is_not_computed_anew_by_reading_it(made, exported):
+    with pytest.raises(ValueError, match="holds .* as it was published"):
+        verification.check(pipe_of(made[0]).key(None), made[0], None, exported)
+
+
+def test_tampered_predictions_do_not_agree(made, afresh, copied):
     """A group that is suddenly always right, or always wrong."""
     pipe = pipe_of(made[0])
     rare = pipe.splits.test.rows[pipe.splits.test.groups == 1]
@@ -639,15 +652,15 @@ def test_tampered_predictions_do_not_agree(made, copied):
         return table.assign(prediction=said.astype(np.uint8))
 
     tamper(copied, pipe, None, change)
-    found = verification.check(pipe.key(None)[:10], made[0], None, copied)
+    found = verification.check(pipe.key(None)[:10], afresh, None, copied)
     assert found.astray == ["classes 5–9"] and found.same < found.images
 
 
-def test_outcomes_are_kept_once_and_hold_for_the_code_that_found_them(made, copied, rewrite):
+def test_outcomes_are_kept_once_and_hold_for_the_code_that_found_them(made, afresh, copied, rewrite):
     """The last one of each key; none once a module has changed."""
     pipe = pipe_of(made[0])
     for units in (None, units_of(pipe), None):
-        verification.keep(verification.check(pipe.key(units), made[0], None, copied), copied)
+        verification.keep(verification.check(pipe.key(units), afresh, None, copied), copied)
     assert [e["key"] for e in verification.kept(copied)] == [
         pipe.key(units_of(pipe)),
         pipe.key(None),
@@ -713,7 +726,7 @@ def project(tmp_path, monkeypatch):
     return tmp_path / "project"
 
 
-def test_the_commands_of_the_results(made, project, monkeypatch):
+def test_the_commands_of_the_results(made, afresh, project, monkeypatch):
     """Export what a notebook reads, list it, verify it, check it; then spoil it."""
     monkeypatch.setenv("RELUFAIR_STORE", str(made[0].root))
     assert "Nothing is published" in relufair("list").stdout
@@ -724,7 +737,6 @@ def test_the_commands_of_the_results(made, project, monkeypatch):
         **cli.defaults(path) | given
     ).run()
     monkeypatch.setitem(sys.modules, "papermill", fake)
-    monkeypatch.setenv("RELUFAIR_OUT", "")  # set by the command; the fixture sets it back
     given = [f"{k}={json.dumps(v)}" for k, v in ABOUT.items()]
     result = relufair("export", "accuracy_drops", *(part for g in given for part in ("-p", g)))
     assert result.exit_code == 0, result.output
@@ -736,7 +748,8 @@ def test_the_commands_of_the_results(made, project, monkeypatch):
     assert relufair("verify").exit_code == 0
     pipe = pipe_of(made[0])
     assert "Computed anew" not in relufair("verify").stdout
-    checked = relufair("check", "--run", pipe.key(None), "--store", made[0].root, "--keep")
+    assert relufair("check", "--run", pipe.key(None), "--store", made[0].root).exit_code == 2
+    checked = relufair("check", "--run", pipe.key(None), "--store", afresh.root, "--keep")
     assert checked.exit_code == 0 and "504 of 504 images" in checked.stdout
     assert "It agrees" in checked.stdout
     line = f"Computed anew by this code: predictions/{pipe.key(None)} (random, seed 0 at 1) agrees"
@@ -745,7 +758,9 @@ def test_the_commands_of_the_results(made, project, monkeypatch):
 
     monkeypatch.setitem(pipeline.VERSIONS, "predictions", 2)
     stale = relufair("verify")
-    assert stale.exit_code == 0 and "version 1 of predictions, now 2: 4" in stale.stdout
+    assert stale.exit_code == 0 and "\n  " not in stale.stdout
+    assert "version 1 of predictions, now 2: 4 (4 predictions)" in stale.stdout
+    assert "\n  predictions/" in relufair("verify", "--names").stdout
     monkeypatch.setitem(pipeline.VERSIONS, "predictions", 1)
     tamper(folder, pipe, None, lambda t: t.assign(prediction=(t["label"] + 1) % 10))
     assert relufair("verify").exit_code == 1

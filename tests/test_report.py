@@ -73,10 +73,14 @@ def test_what_is_lost_is_bold_where_the_interval_leaves_out_zero(right, text):
 
 def test_the_answer_has_the_rows_of_its_tallies():
     lines = report.answer("age").splitlines()
-    assert len(lines) == 2 + 4 and lines[0].startswith("| lost, in % | 18–64 (")
-    for line, own in zip(lines[2:4], ({}, {"method": "all_kept"}), strict=True):
-        assert report.lost(report.tally("age", **own))["13–17"] in line and line.endswith("| 2 |")
-    assert report.lost(report.tally("age", base="all_kept"))["65+"] in lines[4]
+    assert len(lines) == 2 + 5 and lines[0].startswith("| in % | 18–64 (")
+    first = report.tally("age").query("budget == 1 and group == '13–17'")
+    assert f"| {100 * first['correct'].sum() / first['n'].sum():.1f} [" in lines[2]
+    for line, own in zip(lines[3:5], ({}, {"method": "all_kept"}), strict=True):
+        table = report.tally("age", **own)
+        assert report.lost(table)["13–17"] in line
+        assert line.endswith(f"| {table['seed'].nunique()} |")
+    assert report.lost(report.tally("age", base="all_kept"))["65+"] in lines[5]
 
 
 def test_over_all_counts_the_comparisons_in_which_a_remedy_helps():
@@ -331,7 +335,7 @@ def test_a_table_of_small_groups_alone_is_drawn_and_told():
 def test_signs_stand_by_size_before_and_after_each_method():
     rows = [
         {"seed": seed, "method": method, "budget": budget, "group": group, "n": n, "split": "train",
-         "measure": "gradient", "value": value + seed}
+         "measure": "scaled_gradient", "value": value + seed}
         for seed in (0, 1)
         for method, after in (("snl", 3.0), ("all_kept", 7.0))
         for budget, value in ((1.0, 1.0), (0.02, after))
@@ -340,7 +344,7 @@ def test_signs_stand_by_size_before_and_after_each_method():
     rows.append(rows[0] | {"measure": "refined", "value": 2.0, "group": "few"})
     shown = report.signs(pd.DataFrame(rows))
     assert list(shown.index) == ["many", "few"]
-    first = shown[plots.WORDS["gradient"]]
+    first = shown[plots.WORDS["scaled_gradient"]]
     assert list(first) == ["teacher", "SNL", "control with all ReLUs"]
     assert first.loc["few"].tolist() == ["1.5", "3.5", "7.5"]
 

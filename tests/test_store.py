@@ -230,6 +230,35 @@ def test_damage_is_noticed_said_and_repaired(store, capsys, damage):
     assert {p: p.read_bytes() for p in other} == other
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_what_is_written_has_the_rights_of_the_umask(store, mask):
+    """So that a store can be shared with a group, or kept for oneself."""
+    before = os.umask(mask)
+    try:
+        store.fetch("kind", 1, CONFIG, compute())
+    finally:
+        os.umask(before)
+    folder = store.path("kind", 1, CONFIG)
+    (lock,) = (store.root / "locks").iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~mask
+    assert {p.stat().st_mode & 0o777 for p in (lock, *folder.iterdir())} == {0o666 & ~mask}
+
+
+def test_what_may_not_be_read_is_not_taken_for_damaged(store, monkeypatch):
+    """Another user's artifact, say: the error is heard, and nothing is moved."""
+    store.put("kind", 1, CONFIG, artifact())
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(module, "checksum", refuse)
+    for use in (store.get, lambda *key: store.fetch(*key, compute(9))):
+        with pytest.raises(PermissionError):
+            use("kind", 1, CONFIG)
+    monkeypatch.undo()
+    assert store.fetch("kind", 1, CONFIG, None).facts["units"] == 0
+
+
 def test_every_single_flipped_bit_is_noticed(store):
     """Anywhere in any file."""
     store.put("kind", 1, CONFIG, artifact())
@@ -273,7 +302,7 @@ def test_a_write_that_fails_leaves_nothing(store, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(module, "save", full)
     with pytest.raises(OSError, match="No space left"):
         store.fetch("kind", 1, CONFIG, compute())
     assert not list((store.root / "kind").iterdir())
