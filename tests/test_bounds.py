@@ -273,6 +273,12 @@ def test_the_verdicts(study):
     assert study.section("4.5").index.tolist() == ["4.5*", "4.5", "4.5"]
 
 
+def test_the_order_of_the_seeds_does_not_matter():
+    """The account of each seed stands beside the loss of the same seed."""
+    found = bounds.Theory(**SMALL | {"seeds": [1, 0]})._taylor()
+    assert {name: holds for name, _, holds in found}["account"]
+
+
 def test_every_check_can_fail(monkeypatch):
     """Wrong numbers turn the verdicts around."""
     study = bounds.Theory(**SMALL)

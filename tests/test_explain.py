@@ -1,5 +1,7 @@
 """The long table of measures, and what is made of it."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -223,6 +225,23 @@ def test_correlations_are_spearmans():
     assert len(report.correlations(found.reset_index())) == len(explain.TELLING)
 
 
+@pytest.mark.parametrize("n", [5, 6, 7])
+def test_an_order_of_groups_is_settled_as_by_the_exact_test(n):
+    """The interval leaves out zero where 5 % of all orders are as far from none, or nearly so."""
+    every = np.array(list(itertools.permutations(range(n))))
+    ranks = pd.DataFrame(every - every.mean())
+    values = (ranks.to_numpy() * (np.arange(n) - (n - 1) / 2)).sum(1) / ((n**3 - n) / 12)
+    for value in np.unique(values.round(6)):
+        order = every[np.isclose(values, value, atol=1e-5)][:1]
+        found = explain.rank_correlation(pd.DataFrame(order), pd.Series(range(n)))
+        assert found["value"] == pytest.approx(value, abs=1e-5)
+        share = (np.abs(values) >= abs(value) - 1e-5).mean()
+        if share > 0.065:
+            assert found["low"] < 0 < found["high"]
+        elif share < 0.035:
+            assert found["low"] * found["high"] > 0
+
+
 def test_the_figures_show_the_table(explained):
     """Every group's mean is a point or a bar at its value."""
     _, _, tally, table = explained
@@ -246,3 +265,5 @@ def test_the_figures_show_the_table(explained):
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="sample=1: must be a whole number of at least 2"):
         GradientsAndCurvature(**PARAMETERS | {"sample": 1})
+    with pytest.raises(ValueError, match=r"methods=\['deepreduce'\]: .*snl, random"):
+        GradientsAndCurvature(**PARAMETERS | {"methods": ["deepreduce"]})

@@ -90,6 +90,11 @@ def test_bootstrap_has_the_binomials_width():
     assert drawn[:, 0].std() == pytest.approx(100 * np.sqrt(0.8 * 0.2 / 1000), rel=0.05)
 
 
+def test_a_group_that_is_called_as_everyone_is_refused():
+    with pytest.raises(ValueError, match="group='all': this name stands for everyone"):
+        groups.tally(np.ones(2, bool), np.ones(2, bool), np.array([0, 1]), ("all", "b"))
+
+
 def test_bootstrap_covers_the_truth():
     """Of 200 simulated studies of ten seeds, about 95 % of the intervals contain the true drop."""
     rng = np.random.default_rng(0)

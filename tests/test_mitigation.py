@@ -103,6 +103,23 @@ def test_the_lag_is_between_the_log_and_a_pass(store):
         assert whole[group] == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_lag_is_that_of_each_methods_own_last_epoch(monkeypatch):
+    """DeepReDuce's students may train for more epochs than a finetune."""
+    keys = {"remedy": "algorithm1 0.1", "seed": 0, "budget": 0.1, "group": "a"}
+    epochs = {"snl": 2, "deepreduce": 3}
+    logs = [
+        keys | {"method": m, "epoch": e, "quantity": "loss", "value": float(e)}
+        for m, last in epochs.items()
+        for e in range(1, last + 1)
+    ]
+    whole = pd.DataFrame([keys | {"method": m, "whole": 0.0} for m in epochs])
+    monkeypatch.setattr(Ablation, "paths", lambda *_: pd.DataFrame(logs))
+    monkeypatch.setattr(Ablation, "_pipelines", lambda *_: [])
+    monkeypatch.setattr(Ablation, "_in_turn", lambda *_: [whole])
+    lag = Ablation(**ABOUT, mus=[0.1]).lag().set_index("method")["own"]
+    assert lag.to_dict() == {"snl": 2.0, "deepreduce": 3.0}
+
+
 def test_strengths_are_chosen_on_validation_of_other_seeds(store, monkeypatch):
     """The strength with the best worst group there wins; the reported seeds are not looked at."""
     study = Comparison(**ABOUT, remedies=["inverse_frequency", "cvar"], tuning_seeds=[105])

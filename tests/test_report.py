@@ -147,6 +147,16 @@ def test_a_group_that_was_never_right_has_no_relative_drop():
     assert said == "**No relative drop can be given:** with all ReLUs, *small* is never right."
 
 
+def test_a_group_without_images_and_a_group_alone_are_said():
+    table = tally(40)
+    none = table["group"] == "small"
+    table.loc[none, ["n", "correct", "base", "both"]] = 0
+    assert report.verdict(tally(40)[~none]).startswith("**There is one group alone:**")
+    counts = ["n", "correct", "base", "both"]
+    empty = table.assign(**table[counts].clip(upper=20))  # else the other is the only one shown
+    assert "*small* has no test images" in report.verdict(empty)
+
+
 def test_tables_and_figures_are_kept_where_asked(tmp_path, monkeypatch):
     """Parquet, CSV, PNG and SVG in RELUFAIR_OUT; nowhere without it."""
     table, figure = tally(), plots.drops(tally(), "note")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from relufair.data import Choice
 from relufair.methods import PIPELINES
 from relufair.pipeline import VERSIONS, Run, Snl
 from relufair.store import Store, key_of, project_root
-from relufair.study import AccuracyDrops, identity
+from relufair.study import AccuracyDrops, identity, words
 
 # Few steps, and a descent that still passes its budgets one after the other.
 QUICK = {
@@ -355,6 +356,38 @@ def test_all_kept_trains_as_many_steps_as_the_search(all_methods):
         assert snapshot.facts["step"] == found.search.snapshot(units).facts["step"] > 0
         assert all((a == 1).all() for n, a in snapshot.arrays.items() if n.endswith(".alpha"))
         assert not np.array_equal(snapshot.arrays["fc.weight"], found.teacher().arrays["fc.weight"])
+
+
+def test_a_control_that_may_not_train_as_long_is_refused(all_methods, tmp_path):
+    """It would be the teacher, under the control's name. What SNL needs is taken from a store."""
+    shared = Store(shutil.copytree(all_methods[0].root, tmp_path / "store"))
+    (run,) = make(methods=["all_kept"]).runs()
+    found = PIPELINES["all_kept"](run, shared, None)
+    for units in found.units:
+        configs = {"snapshot": found.snapshot_config(units), "finetune": found.linear_config(units)}
+        for kind, own in configs.items():
+            shutil.rmtree(shared.path(kind, VERSIONS[kind], own))
+        shutil.rmtree(shared.root / "predictions" / found.key(units))
+    capped = make(methods=["all_kept"], training=QUICK | {"search_max_epochs": 1})
+    with pytest.raises(RuntimeError, match=r"search_max_epochs=1: \d+ steps, and SNL took \d+"):
+        capped.run(store=shared)
+
+
+def test_what_stands_under_a_figure_names_what_is_not_usual():
+    """The test set and the size of the images, if they are other ones."""
+    usual, other = (
+        words(make(**own).runs()[0]) for own in ({}, {"keep_in_test": True, "size": 32})
+    )
+    assert usual == "digits, digit by half · resnet18, width 2"
+    assert other == "digits, digit by half, thinned test, 32 pixels · resnet18, width 2"
+
+
+def test_a_whole_number_is_the_same_setting():
+    first, second = (
+        make(training=QUICK | {"temperature": t, "lasso_growth": g}).runs()[0]
+        for t, g in ((4, 2), (4.0, 2.0))
+    )
+    assert identity(first) == identity(second)
 
 
 def test_a_control_can_be_the_base(all_methods):
