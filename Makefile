@@ -89,7 +89,7 @@ bench: $(READY) ## Measure the speed of training, search, measures and import.
 	$(BIN)/python benchmarks/geometry.py
 
 headline: $(READY) ## Draw the landing page's figure anew from data/results.
-	$(BIN)/python -c "from relufair.report import save_headline; save_headline('book/figures/headline.png')"
+	$(BIN)/python -c "from relufair.landing import save_headline; save_headline('book/figures/headline.png')"
 
 claims: $(READY) ## Compute the verdicts on the paper's claims anew, and the page and figure that show them.
 	$(BIN)/python -c "from relufair.scoreboard import save; save()"

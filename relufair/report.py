@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,13 +15,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from relufair import groups, plots
-from relufair.config import Remedy
-from relufair.store import Store, results_folder
+from relufair.store import results_folder
 from relufair.words import (
     interval,
     kept,
     machine,
-    markdown,
     n_seeds,
     named,
     number,
@@ -148,10 +145,10 @@ def lost(table: pd.DataFrame) -> pd.Series:
     Args:
         table: a tally of one method.
     """
-    return _bold(_over_groups(table, table["budget"].min(), "relative_drop"))
+    return _bold(over_groups(table, table["budget"].min(), "relative_drop"))
 
 
-def _over_groups(table: pd.DataFrame, budget: float, measure: str) -> pd.DataFrame:
+def over_groups(table: pd.DataFrame, budget: float, measure: str) -> pd.DataFrame:
     """A measure with its interval, a row a group, largest first, and then for everyone."""
     found = groups.by_group(table[table["budget"] == budget])
     own = found[found["measure"] == measure].set_index("group")
@@ -443,98 +440,6 @@ def published(name: str) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def save_headline(path: Path) -> None:
-    """Draw the figure of the landing page, what each race group of UTKFace loses by SNL."""
-    table = tally("race")
-    plots.drops(table, provenance(table)).savefig(path, dpi=160)
-
-
-PUBLISHED = {  # by target: where the published runs differ from those of race
-    "race": {},
-    "age": {"seeds": [0, 1]},
-    "object": {"dataset": "cifar10", "budgets": [0.1, 0.02], "seeds": [0, 1]},
-}
-
-
-def tally(
-    target: str, method: str = "snl", base: str | None = None, by: str = "label"
-) -> pd.DataFrame:
-    """The published tally of UTKFace (``race`` or ``age``) or CIFAR-10 (``object``, by halves).
-
-    Of SNL, ``deepreduce`` (at 10 %, not of objects) or ``all_kept``; where this is the ``base``, of
-    SNL at 2 % against it. That of ``age`` also ``by`` race or gender instead of the label.
-    """
-    from relufair import studies
-
-    there = dict(PUBLISHED[target])
-    there |= {"budgets": [0.02]} if "all_kept" in (method, base) else {}
-    there |= {"budgets": [0.1], "seeds": [0, 1]} if method == "deepreduce" else {}
-    study = studies.published("accuracy_drops", target=target, groups=by, methods=[method], **there)
-    found = study.run(store=Store(published=True), base=base)
-    return halves(found) if target == "object" else found
-
-
-def answer(target: str, by: str = "label") -> str:
-    """How accurate each group is, and what it loses by all published comparisons: in Markdown."""
-    first = tally(target, by=by)
-    tables = {
-        "lost by SNL, 2 % of the ReLUs": first,
-        "lost by the control: all ReLUs, trained as long": tally(target, "all_kept", by=by),
-        "lost by SNL, 2 %, against the control": tally(target, base="all_kept", by=by),
-    }
-    if target != "object":
-        tables["lost by DeepReDuce, 10 % of the ReLUs"] = tally(target, "deepreduce", by=by)
-    right = {
-        "accuracy with all ReLUs": _over_groups(first, 1.0, "accuracy").apply(interval, axis=1)
-    }
-    rows = right | {name: lost(own) for name, own in tables.items()}
-    wide = pd.DataFrame(rows).T.rename_axis(index="in %").reset_index()
-    wide["seeds"] = [own["seed"].nunique() for own in (first, *tables.values())]
-    sizes = groups.sizes(first)["train_n"].items()
-    return markdown(wide.rename(columns={g: f"{g} ({n:,})" for g, n in sizes}))
-
-
-def remedy() -> str:
-    """What the paper's remedy changes by the published runs: a table in Markdown.
-
-    Of each method at its lowest budget: first Algorithm 1, then as the released code has it, with a
-    penalty without a gradient and another weight of the distillation. The last column is the
-    multiplier of the smallest group (of CIFAR-10 the mean of the rare classes) in the last epoch,
-    averaged over seeds.
-    """
-    pair = {"seeds": [0, 1]}
-    age, students = {"target": "age"} | pair, {"methods": ["deepreduce"], "budgets": [0.1]} | pair
-    networks = {
-        "UTKFace, race": {},
-        "UTKFace, race, ResNet-34 of width 8": {"arch": "resnet34", "width": 8} | pair,
-        "UTKFace, age": age,
-        "CIFAR-10, by halves": {"dataset": "cifar10", "target": "object"} | pair,
-        "UTKFace, race, DeepReDuce at 10 %": students,
-        "UTKFace, age, DeepReDuce at 10 %": age | students,
-    }
-    rows = [{"gains, in points": name} | _remedy(changes) for name, changes in networks.items()]
-    for name in ("UTKFace, race", "UTKFace, age"):
-        own = _remedy(networks[name] | pair, released=True)
-        rows.append({"gains, in points": f"as released: {name}"} | own)
-    return markdown(pd.DataFrame(rows))
-
-
-def _remedy(changes: dict[str, Any], released: bool = False) -> dict[str, str]:
-    """A row of :func:`remedy`, of the published study with these changes."""
-    from relufair import studies
-
-    study = studies.published("mitigation", **{"budgets": [0.02]} | changes)
-    cure = Remedy("detached" if released else "algorithm1", study.mu, per_class=released)
-    table, paths = studies.remedied(study, [cure]), study.paths([cure], store=Store(published=True))
-    if study.target == "object":
-        paths["group"] = paths["group"].map(_halves(table["group"].unique()))
-        table = halves(table)
-    _, small = groups.extremes(table)
-    last = paths[(paths["quantity"] == "multiplier") & (paths["epoch"] == paths["epoch"].max())]
-    multiplier = last.loc[last["group"] == small, "value"].mean()
-    return gained(table) | {"multiplier": f"{multiplier:.2f}"}
-
-
 # The long table of :mod:`relufair.explain` ---------------------------------------------------------
 
 
@@ -640,12 +545,12 @@ def _three_digits(value: float) -> str:
 def halves(table: pd.DataFrame) -> pd.DataFrame:
     """A tally of classes as one of the first and the second half of them."""
     counts = ["train_n", "n", "correct", "base", "both"]
-    own = table.assign(group=table["group"].map(_halves(table["group"].unique())))
+    own = table.assign(group=table["group"].map(half_of(table["group"].unique())))
     keys = [column for column in own if column not in counts]
     return own.groupby(keys, sort=False, as_index=False, dropna=False)[counts].sum()
 
 
-def _halves(names: Sequence[str]) -> dict[str, str]:
+def half_of(names: Sequence[str]) -> dict[str, str]:
     """The name of each class's half."""
     middle = len(names) // 2
     parts = names[:middle], names[middle:]

@@ -10,7 +10,7 @@ import json
 
 import pandas as pd
 
-from relufair import claims, plots, published, report
+from relufair import claims, landing, plots, published
 from relufair.claims import Claim
 from relufair.store import project_root
 from relufair.words import machine, markdown
@@ -174,13 +174,13 @@ def answer() -> str:
         "age": "UTKFace, by age",
         "object": "CIFAR-10, the five frequent classes and the five rare ones",
     }
-    parts = (f"{head}:\n\n{report.answer(target)}" for target, head in heads.items())
+    parts = (f"{head}:\n\n{landing.answer(target)}" for target, head in heads.items())
     return WRITTEN + "\n".join(parts)
 
 
 def remedy() -> str:
     """What the remedy changes: the table of the landing page, which it includes from ``remedy.md``."""
-    return WRITTEN + report.remedy()
+    return WRITTEN + landing.remedy()
 
 
 def save() -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.testing.compare import compare_images
 
-from relufair import groups, plots, report, studies, theory
+from relufair import groups, landing, plots, report, studies, theory
 from relufair.config import Remedy
 from relufair.store import Store, project_root, results_folder
 
@@ -37,7 +37,7 @@ def tally(minority_right=40, tier="ci", seeds=2):
 @pytest.fixture(scope="module")
 def of_remedies():
     """The rows of the landing page's table of the remedy."""
-    return report.remedy().splitlines()[2:]
+    return landing.remedy().splitlines()[2:]
 
 
 @pytest.fixture(autouse=True)
@@ -72,15 +72,15 @@ def test_what_is_lost_is_bold_where_the_interval_leaves_out_zero(right, text):
 
 
 def test_the_answer_has_the_rows_of_its_tallies():
-    lines = report.answer("age").splitlines()
+    lines = landing.answer("age").splitlines()
     assert len(lines) == 2 + 5 and lines[0].startswith("| in % | 18–64 (")
-    first = report.tally("age").query("budget == 1 and group == '13–17'")
+    first = landing.tally("age").query("budget == 1 and group == '13–17'")
     assert f"| {100 * first['correct'].sum() / first['n'].sum():.1f} [" in lines[2]
     for line, own in zip(lines[3:5], ({}, {"method": "all_kept"}), strict=True):
-        table = report.tally("age", **own)
+        table = landing.tally("age", **own)
         assert report.lost(table)["13–17"] in line
         assert line.endswith(f"| {table['seed'].nunique()} |")
-    assert report.lost(report.tally("age", base="all_kept"))["65+"] in lines[5]
+    assert report.lost(landing.tally("age", base="all_kept"))["65+"] in lines[5]
 
 
 def test_over_all_counts_the_comparisons_in_which_a_remedy_helps():
@@ -278,19 +278,19 @@ def test_published_tables_are_whole(path):
 def test_the_headline_figure_is_drawn_from_the_published_table(tmp_path):
     """Drawn again, it is the same picture. ``make headline`` renews it."""
     committed = project_root() / "book" / "figures" / "headline.png"
-    report.save_headline(tmp_path / "new.png")
+    landing.save_headline(tmp_path / "new.png")
     assert compare_images(str(committed), str(tmp_path / "new.png"), tol=3) is None
 
 
 def test_pages_say_what_the_published_tables_say():
     """Their findings are the verdicts, word for word."""
-    verdict, table = report.verdict(report.tally("race")), report.answer("race")
-    readme, landing = ((project_root() / p).read_text() for p in ("README.md", "book/index.md"))
-    assert verdict in readme and verdict in landing and table in readme
-    assert "```{include} answer.md\n```" in landing and "```{include} remedy.md\n```" in landing
-    objects = report.verdict(report.tally("object", base="all_kept"))
-    assert objects in readme and objects in landing
-    assert "five of the six networks" in readme and "five of the six networks" in landing
+    verdict, table = report.verdict(landing.tally("race")), landing.answer("race")
+    readme, index = ((project_root() / p).read_text() for p in ("README.md", "book/index.md"))
+    assert verdict in readme and verdict in index and table in readme
+    assert "```{include} answer.md\n```" in index and "```{include} remedy.md\n```" in index
+    objects = report.verdict(landing.tally("object", base="all_kept"))
+    assert objects in readme and objects in index
+    assert "five of the six networks" in readme and "five of the six networks" in index
 
 
 def test_what_pages_say_of_the_remedy_is_what_its_table_says(of_remedies):
