@@ -482,6 +482,14 @@ def signs(table: pd.DataFrame) -> pd.DataFrame:
     return wide.loc[sizes.index].map(_three_digits).rename_axis(index=about, columns=[None, None])
 
 
+def moved(table: pd.DataFrame) -> pd.DataFrame:
+    """For people: how far each network's weights are from the teacher's, a row a method × budget."""
+    own = table[(table["measure"] == "change") & (table["budget"] < 1)]
+    far = own.groupby(["method", "budget"], sort=False)["value"].agg(_range).reset_index()
+    about = f"{plots.WORDS['change']}: mean [least, most], {n_seeds(own['seed'].nunique())}"
+    return shown(far, "method", "budget", value=about)
+
+
 def correlations(table: pd.DataFrame) -> pd.DataFrame:
     """For people: :func:`relufair.explain.correlations`, a column an outcome."""
     outcomes = {"accuracy": "with accuracy", "relative_drop": "with relative drop"}
