@@ -114,9 +114,10 @@ def test_the_table_of_the_remedy_has_what_its_runs_say(of_remedies):
     own = age.penalties(store=store)
     own = own[(own["penalty"] == "detached") & (own["distillation"] == "1/C")]
     assert " | ".join(report.gained(own).values()) in lines[-1]
-    paths = age.paths([Remedy("algorithm1", 0.1)], store=store)
+    live = studies.published("mitigation", target="age", budgets=[0.02], seeds=[0, 1, 2])
+    paths = live.paths([Remedy("algorithm1", 0.1)], store=store)
     last = paths.query("quantity == 'multiplier' and epoch == 8 and group == '13–17'")
-    assert len(last) == 2 and lines[2].endswith(f"| {last['value'].mean():.2f} |")
+    assert len(last) == 3 and lines[2].endswith(f"| {last['value'].mean():.2f} |")
     objects = {"dataset": "cifar10", "target": "object", "budgets": [0.02], "seeds": [0, 1]}
     study = studies.published("mitigation", **objects)
     assert " | ".join(report.gained(report.halves(studies.remedied(study))).values()) in lines[3]
@@ -301,8 +302,8 @@ def test_what_pages_say_of_the_remedy_is_what_its_table_says(of_remedies):
     gains = [float(re.search(r"−?[\d.]+ (?=\[)", row[1])[0].replace("−", "-")) for row in cells[:6]]
     assert min(gains) > 0 and all(": **−" in row[2] for row in cells if "**" in row[2])
     everyone = ["settled" if "**" in row[3] else "" for row in cells]
-    assert everyone == ["", "", "settled", "settled", "", "settled", "", ""]
-    assert [row[3].strip("*")[0] for row in cells[2:6:3]] == ["−", "−"] and cells[3][3][2] == "2"
+    assert everyone == ["", "", "", "settled", "", "settled", "", ""]
+    assert cells[3][3][2] == "2" and cells[5][3][2] == "−"
     multipliers = [float(row[5]) for row in cells[:6]]
     pairs = itertools.combinations(zip(multipliers, gains, strict=True), 2)
     assert sum((a[0] - b[0]) * (a[1] - b[1]) < 0 for a, b in pairs) == 1
