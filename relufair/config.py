@@ -162,10 +162,6 @@ class Schedule:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        for setting in fields(self):  # 4 is 4.0, also in a key
-            value = getattr(self, setting.name)
-            if setting.type == "float" and type(value) is int:
-                object.__setattr__(self, setting.name, float(value))
         one_of("growth_rule", self.growth_rule, ("stagnation", "every"))
         yes_or_no("flip", self.flip)
         for name, value in asdict(self).items():
@@ -179,6 +175,9 @@ class Schedule:
         in_range("threshold", self.threshold, 0, 0.5)
         # A mask near zero moves by masks_lr a step; a larger one would keep jumping over it.
         in_range("masks_lr (at most the threshold)", self.masks_lr, 0, self.threshold)
+        for setting in fields(self):  # 4 is 4.0, also in a key
+            if setting.type == "float":
+                object.__setattr__(self, setting.name, float(getattr(self, setting.name)))
 
     def part(self, stage: str) -> dict[str, Any]:
         """The settings that ``stage`` depends on, and no others, so that they make its key."""

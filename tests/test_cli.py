@@ -49,7 +49,9 @@ def executed(monkeypatch):
     calls = []
     fake = types.ModuleType("papermill")
     fake.PapermillExecutionError = type("PapermillExecutionError", (Exception,), {})
-    fake.execute_notebook = lambda *args, **kwargs: calls.append((args, kwargs))
+    fake.execute_notebook = lambda *args, **kwargs: calls.append(
+        (args, kwargs | {"environment": dict(os.environ)})
+    )
     monkeypatch.setitem(sys.modules, "papermill", fake)
     return calls
 
@@ -282,8 +284,9 @@ def test_what_is_given_to_papermill(tmp_path, executed):
     assert (path, given) == (NOTEBOOKS["decision_boundary"], {})
     assert target == tmp_path / "out" / path.name
     assert options["cwd"] == str(ROOT)
-    assert os.environ["RELUFAIR_OUT"] == str(tmp_path / "out")
-    assert os.environ["RELUFAIR_DATA"] == str(tmp_path / "data")
+    assert options["environment"]["RELUFAIR_OUT"] == str(tmp_path / "out")
+    assert options["environment"]["RELUFAIR_DATA"] == str(tmp_path / "data")
+    assert os.environ.get("RELUFAIR_OUT") != str(tmp_path / "out")  # afterwards it is as before
     assert result.stdout.splitlines()[-1] == str(tmp_path / "out")
 
 
@@ -293,7 +296,7 @@ def test_a_relative_store_is_the_one_seen_from_here(tmp_path, executed, monkeypa
     monkeypatch.setenv("RELUFAIR_STORE", "mine")
     assert run(tmp_path, "decision_boundary").exit_code == 0
     ((_, options),) = executed
-    assert Path(options["cwd"], os.environ["RELUFAIR_STORE"]).resolve() == tmp_path / "mine"
+    assert Path(options["environment"]["RELUFAIR_STORE"]) == tmp_path / "mine"
 
 
 def test_progress_of_another_process_is_shown(capsys):
