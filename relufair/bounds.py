@@ -6,7 +6,6 @@ The loss J is the mean cross-entropy. The bounds need dense Hessians, so small n
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import datetime
 import functools
@@ -320,17 +319,6 @@ COLUMNS = ["section", "statement", "computed", "expected", "found", "verdict"]
 Row = tuple[str, str, bool]
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: on matrices this small, others only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def train(net: nn.Module, x: Tensor, y: Tensor, steps: int) -> nn.Module:
     """Train ``net`` in place on all samples by L-BFGS, with weight decay ``DECAY``; returns it."""
     optimizer = torch.optim.LBFGS(
@@ -423,7 +411,7 @@ class Theory:
         return torch.from_numpy(x).double(), torch.from_numpy(y)
 
     @functools.cached_property
-    @one_thread()
+    @theory.one_thread()
     def networks(self) -> dict[tuple[int, float], nn.Module]:
         """The trained network of each seed, and those linearized from it and trained on, by budget."""
         found: dict[tuple[int, float], nn.Module] = {}
@@ -490,7 +478,7 @@ class Theory:
         return pd.concat(fits).assign(error=lambda table: (table["fit"] - table["y"]) ** 2)
 
     @functools.cached_property
-    @one_thread()
+    @theory.one_thread()
     def paths(self) -> pd.DataFrame:
         """Theorem 4.4 on the way between the weights, with ReLUs and with softplus in their place."""
         parts = []
@@ -515,7 +503,7 @@ class Theory:
         return pd.concat(rows).merge(whole)
 
     @functools.cached_property
-    @one_thread()
+    @theory.one_thread()
     def shares(self) -> pd.DataFrame:
         """The exact account of the excess loss, by seed, see :func:`line_integral`."""
         parts = [
@@ -525,7 +513,7 @@ class Theory:
         return pd.concat(parts, ignore_index=True)
 
     @functools.cached_property
-    @one_thread()
+    @theory.one_thread()
     def checks(self) -> pd.DataFrame:
         """The statements, what was found, and by that, whether each holds or fails."""
         parts = (

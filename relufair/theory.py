@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,17 @@ def spread(units: int, kept: float) -> Tensor:
     """
     steps = torch.floor(torch.arange(units + 1, dtype=torch.float64) * kept + 1e-9)
     return steps.diff() > 0
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: on matrices this small, others only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -104,6 +116,7 @@ class DecisionBoundary:
     def check_data(self, folder: Path | None) -> None:
         """Nothing to check: the points are drawn."""
 
+    @one_thread()
     def toys(self) -> list[Toy]:
         """Draw the points of every seed and train its networks, all from the same start.
 
