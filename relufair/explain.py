@@ -320,7 +320,7 @@ def rank_correlation(by_seed: pd.DataFrame, outcome: pd.Series) -> dict[str, flo
     {'value': 0.9, 'low': -0.17, 'high': 1.0}
     """
     ranks, others = by_seed[outcome.index].rank(axis=1), outcome.rank()
-    value = float(ranks.corrwith(others, axis=1).mean())
+    value = float(np.clip(ranks.corrwith(others, axis=1).mean(), -1, 1))  # but for rounding
     half = 1.96 * np.sqrt((1 + value**2 / 2) / (len(outcome) - 3)) if len(outcome) > 3 else np.inf
     with np.errstate(divide="ignore"):
         ends = np.tanh(np.arctanh(value) + half * np.array([-1, 1]))
