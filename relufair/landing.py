@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 from relufair import groups, plots, report, studies
 from relufair.config import Remedy
 from relufair.store import Store
+from relufair.study import AccuracyDrops
 from relufair.words import interval, markdown
 
 
@@ -24,6 +26,19 @@ PUBLISHED = {  # by target: where the published runs differ from those of race
     "age": {"seeds": [0, 1, 2]},
     "object": {"dataset": "cifar10", "budgets": [0.1, 0.02], "seeds": [0, 1]},
 }
+BY_METHOD = {  # and where they do by method
+    "deepreduce": {"budgets": [0.5, 0.1, 0.05], "seeds": [0, 1]},
+    "all_kept": {"budgets": [0.02]},
+}
+
+
+def study(target: str, *methods: str, by: str = "label") -> AccuracyDrops:
+    """The published study of what SNL takes (or other ``methods``), as in :func:`tally`."""
+    there = dict(PUBLISHED[target])
+    for method in methods:
+        there |= BY_METHOD.get(method, {})
+    methods = list(methods or ["snl"])
+    return studies.published("accuracy_drops", target=target, groups=by, methods=methods, **there)
 
 
 def tally(
@@ -34,11 +49,8 @@ def tally(
     Of SNL, ``deepreduce`` (not of objects) or ``all_kept``; where this is the ``base``, of
     SNL at 2 % against it. That of ``age`` also ``by`` race or gender instead of the label.
     """
-    there = dict(PUBLISHED[target])
-    there |= {"budgets": [0.02]} if "all_kept" in (method, base) else {}
-    there |= {"budgets": [0.5, 0.1, 0.05], "seeds": [0, 1]} if method == "deepreduce" else {}
-    study = studies.published("accuracy_drops", target=target, groups=by, methods=[method], **there)
-    found = study.run(store=Store(published=True), base=base)
+    own = study(target, method, *([base] if base else []), by=by)
+    found = replace(own, methods=[method]).run(store=Store(published=True), base=base)
     return report.halves(found) if target == "object" else found
 
 

@@ -20,6 +20,7 @@ from relufair.words import (
     interval,
     kept,
     machine,
+    markdown,
     n_seeds,
     named,
     number,
@@ -238,7 +239,10 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     }
     keys = ["method", "budget"]
     wide = _cells(parts).reindex(own.set_index(keys).index.unique()).reset_index()
-    return shown(wide, *keys, method="method, remedy")
+    if table["method"].nunique() > 1:
+        return shown(wide, *keys, method="method, remedy")
+    wide["method"] = wide["method"].str.removeprefix(f"{table['method'].iat[0]}, ")
+    return shown(wide, *keys, method="remedy")
 
 
 def _cells(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -350,6 +354,17 @@ def _moved(change: pd.Series, up: str = "gains", down: str = "loses", by: str = 
     if side(change) < 0:
         return f"**{down}**{by} {interval(turned(change))} points"
     return f"neither clearly {up} nor {down}: {interval(change)} points"
+
+
+def setting(table: pd.DataFrame) -> str:
+    """Images of each group and ReLUs kept, averaged over the seeds of a tally: in Markdown."""
+    group = f"group (mean over {n_seeds(table['seed'].nunique())})"
+    names = {"group": group, "train_n": "training images", "n": "test images"}
+    rows = groups.sizes(table).map("{:,}".format).reset_index().rename(columns=names)
+    units = table.groupby(["method", "budget"], sort=False)["relus"].mean()
+    few = units[units.index.get_level_values("budget") < 1]
+    said = "; ".join(f"{n:,.0f} by {named(m)} at {percent(b)}" for (m, b), n in few.items())
+    return f"{markdown(rows)}\nThe network has {units.max():,.0f} ReLUs. Kept: {said or 'all'}."
 
 
 def pretty(table: pd.DataFrame) -> pd.DataFrame:

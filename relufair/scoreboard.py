@@ -162,8 +162,11 @@ def origins() -> str:
     table = published.origins()
     table["hours"] = table["hours"].map("{:.1f}".format)
     table["device"] = table["device"].map(machine)
+    wide = table.astype(str).T.reset_index()
+    wide.columns = wide.iloc[0]  # a column a tier and data set, headed by the tier
     return (
-        f"<!-- Written by `make claims` from data/results/manifest.json. -->\n\n{markdown(table)}"
+        "<!-- Written by `make claims` from data/results/manifest.json. -->\n\n"
+        f"{markdown(wide.iloc[1:])}"
     )
 
 
