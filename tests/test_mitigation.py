@@ -233,7 +233,8 @@ def test_effects_have_a_row_a_remedy_and_budget():
     found = report.effects(table)
     assert found.index.tolist() == [("CVaR (0.5)", "10 %"), ("CVaR (0.5)", "2 %")]
     both = report.effects(pd.concat([table, table.assign(method="deepreduce")]))
-    assert ("DeepReDuce, CVaR (0.5)", "2 %") in both.index  # a method is named where there are two
+    named = {("SNL, CVaR (0.5)", "2 %"), ("DeepReDuce, CVaR (0.5)", "2 %")}
+    assert named <= set(both.index)  # where there are two methods
     text = found["gain: few (smallest)"].iloc[0]
     value, low, high = map(
         float, text.replace("−", "-").translate(str.maketrans("[],", "   ")).split()
