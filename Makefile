@@ -21,7 +21,7 @@ SOURCES := $(wildcard relufair/*.py relufair/*/*.py data/results/*.*) \
 .NOTPARALLEL:
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lint bench headline claims lab lock clean distclean
+.PHONY: help setup book test lint bench claims lab lock clean distclean
 
 help: ## List these commands.
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -88,10 +88,7 @@ bench: $(READY) ## Measure the speed of training, search, measures and import.
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/geometry.py
 
-headline: $(READY) ## Draw the landing page's figure anew from data/results.
-	$(BIN)/python -c "from relufair.landing import save_headline; save_headline('book/figures/headline.png')"
-
-claims: $(READY) ## Compute the verdicts on the paper's claims anew, and the page and figure that show them.
+claims: $(READY) ## Compute anew what the pages show of data/results: verdicts, tables, figures.
 	$(BIN)/python -c "from relufair.scoreboard import save; save()"
 
 lab: $(READY) ## Open the notebooks in JupyterLab.

@@ -17,8 +17,8 @@ on neither             other side       not reproduced; not settled
 ===================== ================ =============================================================
 
 A number on the threshold itself is not on the claimed side. Runs that are published with a note, as
-odd, decide nothing. A statement of theory has no interval: it
-is reproduced if it holds in every case computed, and not reproduced if one case contradicts it.
+odd, decide nothing. A statement of theory has no interval: it is reproduced if it holds in every case
+computed, and not reproduced if one case contradicts it.
 
 Rows are of one tier and one width: of ``paper`` if it can answer with at least ``FEWEST`` seeds, else
 of ``laptop``; those of ``ci`` never count. The intervals of accuracies are those of
@@ -120,7 +120,7 @@ class Verdict:
         id, definition: of the claim.
         verdict: one of ``VERDICTS``.
         settled: whether all of the interval lies on one side.
-        found: the number in words.
+        found: the number in words, or why there is none.
         number, low, high: the number and its 95 % interval; nan where there is none.
         seeds, tier, rows: of what; 0 and empty where there are none.
     """

@@ -153,7 +153,10 @@ def interruptible() -> Iterator[None]:
     help="Start from this tier's parameters. 'published' only reads what is in data/results.",
 )  # fmt: skip
 @DATA
-@click.option("--out", type=click.Path(path_type=Path), help="Output folder (default: runs/...).")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path),
+    help="Output folder (default: runs/...).",
+)  # fmt: skip
 @interruptible()
 def run(
     notebook: str, given: tuple[str, ...], tier: str | None, data: str | None, out: Path | None
@@ -190,8 +193,6 @@ def run_notebook(
     with environment(**variables):
         usage(study.check_data, folder)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    if out and out.exists() and not out.is_dir():
-        raise click.UsageError(f"out={str(out)!r}: is a file; name a folder")
     out = out.resolve() if out else _new(root / "runs" / f"{short}-{stamp}")
     out.mkdir(parents=True, exist_ok=True)
     variables["RELUFAIR_OUT"] = str(out)
@@ -281,7 +282,7 @@ def compare_command(run: Path) -> None:
     """
     from relufair import compare, published
 
-    table = usage(compare.beside, usage(compare.read, run), published.reported())
+    table = usage(compare.beside, usage(compare.read, run), usage(published.reported))
     if len(table):
         compare.keep(table, run)
         click.echo(compare.pretty(table).to_string())

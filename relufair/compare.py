@@ -126,13 +126,10 @@ def verdict(table: pd.DataFrame) -> str:
     return said
 
 
-def _method(row: pd.Series) -> str:
-    return named(f"{row['method']}, {row['remedy']}".removesuffix(", plain"))
-
-
 def _named(row: pd.Series) -> str:
     apart = number(row["difference"], sign="+")
-    return f"{row['group']} at {percent(row['budget'])}, {_method(row)} ({apart} points)"
+    how = named(f"{row['method']}, {row['remedy']}")
+    return f"{row['group']} at {percent(row['budget'])}, {how} ({apart} points)"
 
 
 def keep(table: pd.DataFrame, folder: Path) -> None:

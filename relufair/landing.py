@@ -46,8 +46,9 @@ def tally(
 ) -> pd.DataFrame:
     """The published tally of UTKFace (``race`` or ``age``) or CIFAR-10 (``object``, by halves).
 
-    Of SNL, ``deepreduce`` (not of objects) or ``all_kept``; where this is the ``base``, of
-    SNL at 2 % against it. That of ``age`` also ``by`` race or gender instead of the label.
+    Of SNL, ``deepreduce`` (not of objects) or the control ``all_kept``. With ``base="all_kept"``
+    drops are measured against the control, at 2 %. ``age`` also ``by`` race or gender instead of
+    the label.
     """
     own = study(target, method, *([base] if base else []), by=by)
     found = replace(own, methods=[method]).run(store=Store(published=True), base=base)

@@ -21,7 +21,7 @@ class Missing:
     """Stands for what a cell could not compute: to use it is an error that says what is missing."""
 
     def __init__(self, error: NotPublished):
-        object.__setattr__(self, "_error", error)
+        self._error = error
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise self._error

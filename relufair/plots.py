@@ -22,7 +22,7 @@ from relufair import groups, theory
 from relufair.words import kept, named, percent
 
 MARKERS = "osD^vPX*<>ph"
-MOST = 6  # groups in a figure, unless all are asked for
+MOST = 10  # groups in a figure with a line each
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -39,16 +39,15 @@ def styles(table: pd.DataFrame, every: bool = False) -> dict[str, dict[str, Any]
 
     Args:
         table: a tally.
-        every: draw all groups. Otherwise, of more than six, the two largest and the two smallest.
+        every: draw all groups. Otherwise, of more than ten, the two largest and the two smallest,
+            in the colours that they have among all.
 
     Groups with fewer than ``groups.FEWEST`` test images are never drawn.
     """
     sizes = groups.sizes(table)
     sizes = sizes[sizes["n"] >= groups.FEWEST]
-    if len(sizes) > MOST and not every:
-        sizes = pd.concat([sizes[:2], sizes[-2:]])
     palette = sns.color_palette("colorblind", max(len(sizes), 3))
-    return {
+    looks = {
         group: {
             "color": palette[i],
             "marker": MARKERS[i % len(MARKERS)],
@@ -56,6 +55,8 @@ def styles(table: pd.DataFrame, every: bool = False) -> dict[str, dict[str, Any]
         }
         for i, (group, row) in enumerate(sizes.iterrows())
     }
+    few = list(looks) if every or len(looks) <= MOST else [*looks][:2] + [*looks][-2:]
+    return {group: looks[group] for group in few}
 
 
 def _of_methods(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -124,11 +125,11 @@ def _by_budget(axis: Axes, budgets: Sequence[float]) -> dict[float, int]:
     return places
 
 
-def group_accuracy(table: pd.DataFrame, note: str = "", every: bool = False) -> Figure:
+def group_accuracy(table: pd.DataFrame, note: str = "") -> Figure:
     """Accuracy of each group at each budget, as bars with 95 % intervals (the paper's Fig. 1)."""
     names = table["method"].unique()
     figure, axes = _figure(1, note, rows=len(names))
-    summary, looks = groups.by_group(table).query("measure == 'accuracy'"), styles(table, every)
+    summary, looks = groups.by_group(table).query("measure == 'accuracy'"), styles(table)
     width = 0.8 / max(len(looks), 1)
     for method, (axis,) in zip(names, axes, strict=True):
         places, mine = _by_budget(axis, table["budget"]), summary[summary["method"] == method]
@@ -145,12 +146,12 @@ def group_accuracy(table: pd.DataFrame, note: str = "", every: bool = False) -> 
     return figure
 
 
-def drops(table: pd.DataFrame, note: str = "", every: bool = False) -> Figure:
+def drops(table: pd.DataFrame, note: str = "") -> Figure:
     """What each group loses at each budget, relative and in points (Fig. 6), with 95 % intervals."""
     names = table["method"].unique()
     figure, grid = _figure(2, note, rows=len(names))
     titles = {"relative_drop": "relative drop (%)", "drop_points": "drop (percentage points)"}
-    summary, looks = groups.by_group(table).query("budget < 1"), styles(table, every)
+    summary, looks = groups.by_group(table).query("budget < 1"), styles(table)
     for method, axes in zip(names, grid, strict=True):
         for axis, (measure, title) in zip(axes, titles.items(), strict=True):
             own = summary[(summary["measure"] == measure) & (summary["method"] == method)]
@@ -527,7 +528,6 @@ def _seeds(
 
 def geometry_by_budget(
     table: pd.DataFrame, tally: pd.DataFrame, measures: Sequence[str], note: str = "",
-    every: bool = False,
 ) -> Figure:  # fmt: skip
     """One panel a measure of the training set, each group by budget (Fig. 3); points are seeds."""
     figure, (axes,) = _figure(len(measures), note)
@@ -536,7 +536,7 @@ def geometry_by_budget(
     for axis, measure in zip(axes, measures, strict=True):
         rows = own[own["measure"] == measure]
         places = _by_budget(axis, rows["budget"])
-        _seeds(axis, rows, "group", styles(tally, every), places)
+        _seeds(axis, rows, "group", styles(tally), places)
         axis.set(ylabel=WORDS[measure], yscale="log")
         _plain(axis.yaxis)
     _legend(figure, axes[0])
@@ -625,7 +625,7 @@ def _plain(axis: Axis) -> None:
 
 def accuracy_against(
     table: pd.DataFrame, tally: pd.DataFrame, measures: Sequence[str], budget: float,
-    note: str = "", every: bool = False,
+    note: str = "",
 ) -> Figure:  # fmt: skip
     """Test accuracy at ``budget`` against each measure of that network, a point a group (Fig. 8)."""
     figure, (axes,) = _figure(len(measures), note)
@@ -638,7 +638,7 @@ def accuracy_against(
         values = rows[(rows["measure"] == measure) & (rows["split"] == "train")]
         values = values.pivot(index="group", columns="seed", values="value")
         own = accuracy.reindex(columns=values.columns)  # a seed may lack either
-        for group, look in styles(tally, every).items():
+        for group, look in styles(tally, every=True).items():
             axis.plot(values.loc[group], own.loc[group], look["marker"], color=look["color"],
                       ms=4, alpha=0.4)  # fmt: skip
             axis.plot(values.loc[group].mean(), own.loc[group].mean(), ls="", ms=9, **look)

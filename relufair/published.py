@@ -67,7 +67,7 @@ def export(
             over.
         folder: of the published results; by default the project's.
         facts: by name, facts to add, such as a ``note`` on what is odd. What an artifact says of itself
-            stays as it is, and so does the note that it was published with.
+            stays as it is; the note that it was published with stays unless ``facts`` has another.
 
     Returns:
         Which runs are not in the tally, and why.

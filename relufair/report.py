@@ -1,7 +1,4 @@
-"""What a notebook says about its table: provenance, a verdict in words, and files to keep.
-
-Published tables lie in ``data/results``, one tally a file (columns in :mod:`relufair.groups`).
-"""
+"""What a notebook says about its table: provenance, a verdict in words, and files to keep."""
 
 from __future__ import annotations
 
@@ -513,7 +510,7 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
         measure=table["measure"].map(plots.WORDS),
         outcome=table["outcome"].map(outcomes),
     )
-    about = f"n = {table['groups'].iloc[0]} groups, {table['seeds'].iloc[0]} seeds"
+    about = f"n = {table['groups'].iloc[0]} groups, {n_seeds(table['seeds'].iloc[0])}"
     wide = cells.pivot_table("text", "measure", "outcome", "first", sort=False)
     return wide.rename_axis(index=None, columns=about)
 

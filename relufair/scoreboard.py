@@ -187,11 +187,15 @@ def remedy() -> str:
 
 
 def save() -> None:
-    """Compute the verdicts anew; write them, the figure, and the tables of the pages."""
+    """Compute the verdicts anew; write them, and the figures and tables of the pages."""
     root = project_root()
     claims.computed().to_csv(root / "data" / "verdicts.csv")
     plots.scoreboard(score()).savefig(root / "book" / "figures" / "scoreboard.png", dpi=160)
-    (root / "book" / "ledger.md").write_text(page(), encoding="utf-8")
-    (root / "book" / "answer.md").write_text(answer(), encoding="utf-8")
-    (root / "book" / "remedy.md").write_text(remedy(), encoding="utf-8")
-    (root / "book" / "origins.md").write_text(origins(), encoding="utf-8")
+    landing.save_headline(root / "book" / "figures" / "headline.png")
+    for name, text in {
+        "ledger": page,
+        "answer": answer,
+        "remedy": remedy,
+        "origins": origins,
+    }.items():
+        (root / "book" / f"{name}.md").write_text(text(), encoding="utf-8")

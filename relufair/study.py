@@ -51,11 +51,9 @@ class AccuracyDrops:
     schedule: str
     training: dict[str, Any]
     workers: int
-    every_group: bool
 
     def __post_init__(self) -> None:
         config.one_of("arch", self.arch, config.ARCHITECTURES)
-        config.yes_or_no("every_group", self.every_group)
         config.distinct("methods", self.methods)
         for method in self.methods:
             config.one_of("methods", method, config.METHODS)
@@ -193,7 +191,7 @@ class AccuracyDrops:
     def _there(
         self, runs: Sequence[Run | Pipeline], found: Iterable[pd.DataFrame | NotPublished]
     ) -> list[pd.DataFrame]:
-        found = list(found)
+        runs, found = [getattr(run, "run", run) for run in runs], list(found)
         lacking = [
             named(run) for run, t in zip(runs, found, strict=True) if isinstance(t, NotPublished)
         ]
@@ -232,9 +230,8 @@ def _relus(arch: str, width: int, size: int) -> int:
     return masks.total(tracing.masked(net, (1, size, size)))
 
 
-def words(run: Run | Pipeline) -> str:
+def words(run: Run) -> str:
     """Data and network, as they stand under a figure."""
-    run = getattr(run, "run", run)
     choice = run.choice
     kept = "" if choice.keep == "paper" else f", keep {choice.keep}"
     kept += ", thinned test" if choice.keep_in_test else ""
@@ -242,9 +239,8 @@ def words(run: Run | Pipeline) -> str:
     return f"{choice.dataset}, {choice.target} by {choice.groups}{kept} · {run.arch}, width {run.width}"
 
 
-def named(run: Run | Pipeline) -> str:
+def named(run: Run) -> str:
     """Method, remedy and seed."""
-    run = getattr(run, "run", run)
     remedy = "" if run.remedy == config.PLAIN else f", {run.remedy}"
     return f"{run.method}{remedy}, seed {run.seed}"
 
@@ -334,7 +330,7 @@ def measure(
 def fact_by_budget(pipe: Pipeline, name: str, otherwise: str) -> dict[float, str]:
     """A fact of the predictions of a run's networks by budget, the teacher's at 1."""
     networks = {pipe.units.get(units, 1.0): units for units in (None, *pipe.reached)}
-    return {b: pipe.predictions(u).facts.get(name, otherwise) for b, u in networks.items()}
+    return {b: pipe.predictions(u).facts.get(name) or otherwise for b, u in networks.items()}
 
 
 def _against(pipe: Pipeline, base: str) -> Pipeline:

@@ -25,7 +25,7 @@ PARAMETERS = {
     "dataset": "digits", "target": "auto", "groups": "auto", "keep": "paper",
     "keep_in_test": False, "size": 0, "arch": "resnet18", "width": 2, "methods": ["snl"],
     "budgets": [0.5], "seeds": [0], "schedule": "ci", "training": QUICK, "workers": 1,
-    "every_group": False, "mu": 1.0,
+    "mu": 1.0,
 }  # fmt: skip
 LARGE, SMALL = "classes 0–4", "classes 5–9"
 EXPERIMENTS = ("penalties", "twins", "epochs", "leakage", "thinning", "students")

@@ -62,7 +62,7 @@ def test_the_verdict():
     far = compare.beside(tally(10), tally(80))
     said = compare.verdict(far)
     assert "**The rerun differs from the published run**" in said
-    assert "small at 10 %, SNL (−70.0 points)" in said
+    assert "small at 10 %, SNL, plain (−70.0 points)" in said
     assert "not trained with the same settings" not in said
     other = compare.verdict(compare.beside(tally(50, tier="paper"), tally(52)))
     assert "not trained with the same settings" in other

@@ -37,7 +37,7 @@ def make(**changes):
         "dataset": "digits", "target": "auto", "groups": "auto", "keep": "paper",
         "keep_in_test": False, "size": 0, "arch": "resnet18", "width": 2, "methods": ["deepreduce"],
         "budgets": [0.5], "seeds": [0], "schedule": "ci",
-        "training": {"teacher_epochs": 1, "student_epochs": 1}, "workers": 1, "every_group": False,
+        "training": {"teacher_epochs": 1, "student_epochs": 1}, "workers": 1,
     }  # fmt: skip
     return AccuracyDrops(**parameters | changes)
 

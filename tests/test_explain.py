@@ -16,7 +16,7 @@ PARAMETERS = {
     "dataset": "digits", "target": "auto", "groups": "auto", "keep": "paper",
     "keep_in_test": False, "size": 0, "arch": "resnet18", "width": 2, "methods": ["snl", "narrower"],
     "budgets": [0.5], "seeds": [0], "schedule": "ci", "training": QUICK, "workers": 1,
-    "every_group": False, "sample": 6,
+    "sample": 6,
 }  # fmt: skip
 LARGE, SMALL = "classes 0–4", "classes 5–9"
 

@@ -253,14 +253,16 @@ def test_splits_and_code_stand_in_the_line():
 
 
 def test_small_and_many_groups_are_not_drawn_but_named():
-    """Fewer than 30 test images: said below. More than six groups: the two ends, unless all."""
+    """Fewer than 30 test images: said below. More than ten groups: the two ends, unless all."""
     one = tally()
     large = one[one["group"] == "large"]
-    many = [large.assign(group=f"g{i}", train_n=1000 - i) for i in range(8)]
+    many = [large.assign(group=f"g{i}", train_n=1000 - i) for i in range(11)]
     tiny = large.assign(group="tiny", train_n=3, n=29, correct=9, base=9, both=9)
     table = pd.concat([*many, tiny])
-    assert list(plots.styles(table)) == ["g0", "g1", "g6", "g7"]
-    assert list(plots.styles(table, every=True)) == [f"g{i}" for i in range(8)]
+    few, every = plots.styles(table), plots.styles(table, every=True)
+    assert list(few) == ["g0", "g1", "g9", "g10"] and list(every) == [f"g{i}" for i in range(11)]
+    assert few == {group: every[group] for group in few}  # in the colours they have among all
+    assert len(plots.styles(pd.concat([*many[:10], tiny]))) == 10
     assert "fewer than 30 test images: tiny (29)" in report.provenance(table)
     assert (
         report.pretty(table).loc[("SNL", "10 %", "tiny"), "accuracy (%)"] == "fewer than 30 images"
@@ -304,7 +306,7 @@ def test_published_tables_are_whole(path):
 
 
 def test_the_headline_figure_is_drawn_from_the_published_table(tmp_path):
-    """Drawn again, it is the same picture. ``make headline`` renews it."""
+    """Drawn again, it is the same picture. ``make claims`` renews it."""
     committed = project_root() / "book" / "figures" / "headline.png"
     landing.save_headline(tmp_path / "new.png")
     assert compare_images(str(committed), str(tmp_path / "new.png"), tol=3) is None

@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from relufair.data import Choice
 from relufair.methods import PIPELINES
 from relufair.pipeline import VERSIONS, Run, Snl
 from relufair.store import Store, key_of, project_root
-from relufair.study import AccuracyDrops, identity, words
+from relufair.study import AccuracyDrops, fact_by_budget, identity, words
 
 # Few steps, and a descent that still passes its budgets one after the other.
 QUICK = {
@@ -30,7 +31,6 @@ PARAMETERS = {
     "dataset": "digits", "target": "auto", "groups": "auto", "keep": "paper",
     "keep_in_test": False, "size": 0, "arch": "resnet18", "width": 2, "methods": ["snl"],
     "budgets": [0.5, 0.1], "seeds": [0], "schedule": "ci", "training": QUICK, "workers": 1,
-    "every_group": False,
 }  # fmt: skip
 
 GOLDEN = {
@@ -62,6 +62,17 @@ def written(store):
         p.parent: json.loads(p.read_text())["facts"]["written"]
         for p in store.root.glob("*/*/config.json")
     }
+
+
+def test_a_fact_that_is_not_known_is_said():
+    """As the commit, where the package is no clone: it is kept as None."""
+    facts = {None: {"commit": None}, 12: {"commit": "abc"}, 5: {}}
+    pipe = SimpleNamespace(
+        units={12: 0.5, 5: 0.1}, reached={12: 12, 5: 5},
+        predictions=lambda units: SimpleNamespace(facts=facts[units]),
+    )  # fmt: skip
+    known = {1.0: "unknown", 0.5: "abc", 0.1: "unknown"}
+    assert fact_by_budget(pipe, "commit", "unknown") == known
 
 
 def test_the_tally_is_complete_and_exact(finished):
