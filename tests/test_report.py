@@ -312,7 +312,7 @@ def test_the_headline_figure_is_drawn_from_the_published_table(tmp_path):
     assert compare_images(str(committed), str(tmp_path / "new.png"), tol=3) is None
 
 
-def test_pages_say_what_the_published_tables_say():
+def test_pages_say_what_the_published_tables_say(of_remedies):
     """Their findings are the verdicts, word for word."""
     verdict, table = report.verdict(landing.tally("race")), landing.answer("race")
     readme, index = ((project_root() / p).read_text() for p in ("README.md", "book/index.md"))
@@ -320,7 +320,10 @@ def test_pages_say_what_the_published_tables_say():
     assert "```{include} answer.md\n```" in index and "```{include} remedy.md\n```" in index
     objects = report.verdict(landing.tally("object", base="all_kept"))
     assert objects in readme and objects in index
-    assert "in all six networks" in readme and "in all six networks" in index
+    gains = [float(re.search(r"[\d.]+", row.split(": ", 1)[1])[0]) for row in of_remedies[:6]]
+    for page in (readme, index):
+        assert "in all six networks" in page
+        assert f"by {min(gains):.0f} to {max(gains):.0f} points" in page
 
 
 def test_what_pages_say_of_the_remedy_is_what_its_table_says(of_remedies):
