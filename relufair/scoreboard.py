@@ -60,10 +60,12 @@ def alternative(counts: pd.DataFrame) -> str:
 
 def kinds() -> str:
     """How many of the claims that hold ask nothing of the trained networks, in a sentence."""
-    kind = {claim.id: claim.table["of"] for claim in claims.load() if claim.table}
+    kind = {
+        c.id: c.table["of"] if c.chapter != "data" else "data" for c in claims.load() if c.table
+    }
     found = claims.verdicts()
     of = found.index[found["verdict"] == claims.REPRODUCED].map(kind).value_counts()
-    data, theory, toy = (of.get(name, 0) for name in ("sources", "theory", "toy"))
+    data, theory, toy = (of.get(name, 0) for name in ("data", "theory", "toy"))
     return (
         f"Of those reproduced, {data} are about the data sets, {theory} about theory, and {toy} about "
         "the toy problem."
