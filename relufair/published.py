@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from relufair import config, methods
+from relufair import config
 from relufair.data import Choice
 from relufair.pipeline import Run
 from relufair.store import (
@@ -39,7 +39,7 @@ from relufair.store import (
     read_published,
     results_folder,
 )  # fmt: skip
-from relufair.study import fact_by_budget, identity, named, words
+from relufair.study import fact_by_budget, identity, named, stages, words
 
 SMALL = {"row": np.int32, "label": np.uint8, "prediction": np.uint8, "group": np.uint8}
 SPLITS = ("validation", "test")
@@ -252,7 +252,7 @@ def _runs(folder: Path) -> list[Run]:
 
 def _counted(run: Run, store: Store) -> pd.DataFrame:
     """The tally of a run on both splits."""
-    pipe = methods.pipeline(run, store, None)
+    pipe = stages(run, store, None)
     table = pd.concat([pipe.measure(name).assign(split=name) for name in SPLITS])
     keys = {pipe.units.get(units, 1.0): pipe.key(units) for units in (None, *pipe.reached)}
     notes = fact_by_budget(pipe, "note", "")

@@ -230,6 +230,13 @@ def _relus(arch: str, width: int, size: int) -> int:
     return masks.total(tracing.masked(net, (1, size, size)))
 
 
+def stages(run: Run, store: Store, folder: Path | None) -> Pipeline:
+    """The stages of a run; how many ReLUs its network has is counted once for all that have it."""
+    pipe = methods.pipeline(run, store, folder)
+    pipe.relus = _relus(run.arch, run.width, run.choice.size)
+    return pipe
+
+
 def words(run: Run) -> str:
     """Data and network, as they stand under a figure."""
     choice = run.choice
@@ -293,7 +300,7 @@ class GradientsAndCurvature(AccuracyDrops):
     ) -> pd.DataFrame:
         """Tables of the runs whose networks have the teacher's weights; of the first method only."""
         store, folder = store or Store(), data_folder(folder)
-        pipes = [methods.pipeline(run, store, folder) for run in self.runs()]
+        pipes = [stages(run, store, folder) for run in self.runs()]
         pipes = [pipe for pipe in pipes if isinstance(pipe, Finetuned)]
         pipes = [p for p in pipes if not first or p.run.method == pipes[0].run.method]
         return pd.concat(self._each(pipes, measure), ignore_index=True)
@@ -321,7 +328,7 @@ def measure(
     run: Run, store: Store, folder: Path | None, split: str, base: str | None = None
 ) -> pd.DataFrame:
     """The tally of one run, in any process."""
-    pipe = methods.pipeline(run, store, folder)
+    pipe = stages(run, store, folder)
     table = (_against(pipe, base) if base else pipe).measure(split)
     commits = fact_by_budget(pipe, "commit", "unknown")
     return table.assign(study=identity(run), commit=table["budget"].map(commits))
@@ -335,13 +342,15 @@ def fact_by_budget(pipe: Pipeline, name: str, otherwise: str) -> dict[float, str
 
 def _against(pipe: Pipeline, base: str) -> Pipeline:
     """The same run, compared with the networks of the method ``base`` on the same images."""
-    other = methods.pipeline(replace(pipe.run, method=base), pipe.store, pipe.folder)
+    other = stages(replace(pipe.run, method=base), pipe.store, pipe.folder)
 
     class Against(type(pipe)):
         def bases(self, found: dict[int | None, Artifact]) -> dict[int | None, Artifact]:
             return {units: other.predictions(units) for units in found}
 
-    return Against(pipe.run, pipe.store, pipe.folder)
+    compared = Against(pipe.run, pipe.store, pipe.folder)
+    compared.relus = pipe.relus
+    return compared
 
 
 def criticality(run: Run, store: Store, folder: Path | None) -> pd.DataFrame:
